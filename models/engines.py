@@ -1,0 +1,159 @@
+"""Engines and the models that they serve.
+
+An engine keeps its name over restarts; each start of its process is a new incarnation. `models` remembers every model
+that was ever configured or registered: a job for a known model is accepted and waits, also while nothing serves it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+
+from models.db import AnyRow, Id, literal, metadata, now, upsert
+
+table = sa.Table(
+    "engines",
+    metadata,
+    sa.Column("id", sa.String(64), primary_key=True),
+    sa.Column("incarnation", Id, nullable=False),
+    sa.Column("kind", sa.String(16), nullable=False),
+    sa.Column("state", sa.String(16), nullable=False),
+    sa.Column("slots", sa.Integer, nullable=False),
+    sa.Column("reserve", sa.Integer, nullable=False),
+    sa.Column("host", sa.String(255), nullable=False),
+    sa.Column("pid", sa.Integer, nullable=False),
+    sa.Column("process_group", sa.Integer, nullable=False),
+    sa.Column("process_start", sa.String(64), nullable=False),
+    sa.Column("started_at", sa.Double, nullable=False),
+    sa.Column("seen_at", sa.Double, nullable=False),
+)
+"""`state`: starting, live, draining, gone. `reserve`: slots kept for realtime. `process_start` (boot and start time)
+tells a process from a later one that got the same pid."""
+
+serving = sa.Table(
+    "engine_models",
+    metadata,
+    sa.Column("engine_id", sa.String(64), primary_key=True),
+    sa.Column("model", sa.String(255), primary_key=True),
+)
+
+models = sa.Table(
+    "models",
+    metadata,
+    sa.Column("name", sa.String(255), primary_key=True),
+    sa.Column("max_model_len", sa.Integer),
+    sa.Column("tokenizer", sa.Text),
+    sa.Column("registered_at", sa.Double, nullable=False),
+    sa.Column("removed_at", sa.Double),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Incarnation:
+    """One start of an engine's process."""
+
+    engine: str
+    id: str
+    kind: str
+    host: str
+    pid: int
+    process_group: int
+    process_start: str
+
+
+def predecessor(tx: sa.Connection, engine: str) -> Incarnation | None:
+    """Return the last incarnation of an engine, locked, so that two that start at once do not both reap it."""
+    row = tx.execute(sa.select(table).where(table.c.id == engine).with_for_update()).one_or_none()
+    if row is None:
+        return None
+    return Incarnation(row.id, row.incarnation, row.kind, row.host, row.pid, row.process_group, row.process_start)
+
+
+def register(tx: sa.Connection, mine: Incarnation) -> None:
+    """Record a start: the engine is `starting` and takes no work yet."""
+    values = {
+        "incarnation": mine.id,
+        "kind": mine.kind,
+        "state": "starting",
+        "slots": 0,
+        "reserve": 0,
+        "host": mine.host,
+        "pid": mine.pid,
+        "process_group": mine.process_group,
+        "process_start": mine.process_start,
+        "started_at": now(),
+        "seen_at": now(),
+    }
+    _upsert(tx, table, {"id": mine.engine}, values)
+
+
+def go_live(tx: sa.Connection, mine: Incarnation, slots: int, reserve: int, names: Sequence[str]) -> bool:
+    """Open an engine for work. False: a newer incarnation has taken its name."""
+    changed = tx.execute(
+        sa.update(table)
+        .where(table.c.id == mine.engine, table.c.incarnation == mine.id)
+        .values(state="live", slots=slots, reserve=reserve, seen_at=now())
+    )
+    if changed.rowcount == 0:
+        return False
+    tx.execute(sa.delete(serving).where(serving.c.engine_id == mine.engine))
+    if names:
+        tx.execute(sa.insert(serving), [{"engine_id": mine.engine, "model": name} for name in names])
+    return True
+
+
+def seen(tx: sa.Connection, mine: Incarnation) -> bool:
+    """Renew the sign of life. False: a newer incarnation has taken this engine's name."""
+    alive = sa.update(table).where(table.c.id == mine.engine, table.c.incarnation == mine.id).values(seen_at=now())
+    return tx.execute(alive).rowcount == 1
+
+
+def leave(tx: sa.Connection, mine: Incarnation, state: str) -> None:
+    """Close an engine for work: `draining`, then `gone`."""
+    mine_only = (table.c.id == mine.engine, table.c.incarnation == mine.id)
+    tx.execute(sa.update(table).where(*mine_only).values(state=state))
+
+
+def live(tx: sa.Connection, within: float, model: str | None = None) -> Sequence[AnyRow]:
+    """Return engines that take work and were seen within so many seconds: (id, slots, reserve), those of one model."""
+    chosen = sa.select(table.c.id, table.c.slots, table.c.reserve).where(
+        table.c.state == literal("live"), table.c.seen_at > now() - within
+    )
+    if model is not None:
+        chosen = chosen.join(serving, serving.c.engine_id == table.c.id).where(serving.c.model == model)
+    return tx.execute(chosen.order_by(table.c.id)).all()
+
+
+def remember(tx: sa.Connection, name: str, max_model_len: int | None, tokenizer: str | None) -> None:
+    """Make a model known, with what its engine told of it."""
+    values = {
+        "max_model_len": max_model_len,
+        "tokenizer": tokenizer,
+        "registered_at": now(),
+        "removed_at": None,
+    }
+    _upsert(tx, models, {"name": name}, values)
+
+
+def known(tx: sa.Connection) -> dict[str, AnyRow]:
+    """Return the models that jobs may name: (name, max_model_len, tokenizer) by name."""
+    chosen = sa.select(models.c.name, models.c.max_model_len, models.c.tokenizer).where(models.c.removed_at.is_(None))
+    return {row.name: row for row in tx.execute(chosen)}
+
+
+def _upsert(tx: sa.Connection, target: sa.Table, key: dict[str, str], values: dict[str, Any]) -> None:
+    row = upsert(tx, target).values(**key, **values)
+    tx.execute(row.on_conflict_do_update(index_elements=list(key), set_=values))
+
+
+def names(tx: sa.Connection, engine: str) -> list[str]:
+    """Return the models that an engine serves."""
+    return list(tx.execute(sa.select(serving.c.model).where(serving.c.engine_id == engine)).scalars())
+
+
+def forget(tx: sa.Connection, names: Iterable[str]) -> None:
+    """Remove models from the known ones; jobs that wait for them keep waiting."""
+    tx.execute(sa.update(models).where(models.c.name.in_(list(names))).values(removed_at=now()))

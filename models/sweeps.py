@@ -1,0 +1,36 @@
+"""Sweeps: when the sweeper last ran, and whether leases may be taken away now.
+
+After a pause of the database, a suspended machine or a jump of its clock every lease looks expired at once. So a gap
+between sweeps that is too long, or negative, starts a grace of one lease in which none expires.
+"""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+
+from models.db import metadata, now, upsert
+
+table = sa.Table(
+    "sweeps",
+    metadata,
+    sa.Column("id", sa.SmallInteger, primary_key=True, autoincrement=False),
+    sa.Column("last_at", sa.Double, nullable=False),
+    sa.Column("grace_until", sa.Double, nullable=False),
+)
+
+MOST_GAP = 10.0
+
+
+def begin(tx: sa.Connection, lease: float) -> bool | None:
+    """Note this sweep; return whether leases may expire now, None when another sweeper is at work."""
+    chosen = sa.select(table, now().label("clock")).with_for_update(skip_locked=True)
+    row = tx.execute(chosen).one_or_none()
+    if row is None and tx.execute(sa.select(table)).one_or_none() is None:
+        tx.execute(upsert(tx, table).values(id=1, last_at=0.0, grace_until=0.0).on_conflict_do_nothing())
+        row = tx.execute(chosen).one_or_none()
+    if row is None:
+        return None
+    jumped = not 0.0 <= row.clock - row.last_at <= MOST_GAP
+    grace = row.clock + lease if jumped else min(row.grace_until, row.clock + lease)
+    tx.execute(sa.update(table).values(last_at=row.clock, grace_until=grace))
+    return bool(grace <= row.clock)

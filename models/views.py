@@ -1,0 +1,118 @@
+"""What a client may see of its jobs: one job, its result, a page of the list."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import sqlalchemy as sa
+
+from models import jobs, results
+from models.db import AnyRow, among, literal
+from models.errors import NotFound
+
+_job, _body, _result = jobs.table.c, jobs.bodies.c, results.table.c
+
+_COLUMNS = (
+    _job.id,
+    _job.owner,
+    _job.model,
+    _job.lane,
+    _job.endpoint,
+    _job.state,
+    _job.pos,
+    _job.attempts,
+    _job.created_at,
+    _job.started_at,
+    _job.finished_at,
+    _job.expires_at,
+    _job.batch_id,
+    _body.metadata.label("tags"),
+    _body.webhook_url,
+    _result.status,
+    _result.body,
+    _result.error_code,
+    _result.error_message,
+    _result.prompt_tokens,
+    _result.completion_tokens,
+    _result.engine_id,
+)
+_SOURCE = jobs.table.join(jobs.bodies, _body.job_id == _job.id).outerjoin(results.table, _result.job_id == _job.id)
+
+
+@dataclass(frozen=True, slots=True)
+class Filters:
+    """Which jobs a list shows; None and empty mean all."""
+
+    state: str | None = None
+    lane: str | None = None
+    model: str | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+def get(tx: sa.Connection, owner: str, job_id: str) -> AnyRow:
+    """Return one job with its result. Raises NotFound."""
+    found = sa.select(*_COLUMNS).select_from(_SOURCE).where(_job.id == job_id, _job.owner == owner)
+    row = tx.execute(found).one_or_none()
+    if row is None:
+        raise NotFound("job", job_id)
+    return row
+
+
+def page(
+    tx: sa.Connection, owner: str, filters: Filters, *, after: str | None, limit: int
+) -> tuple[Sequence[AnyRow], bool]:
+    """Return up to `limit` jobs, newest first, from behind the id `after`, and whether there are more."""
+    chosen = sa.select(_job.id).where(_job.owner == owner)
+    if after is not None:
+        chosen = chosen.where(_job.id < after)
+    for column, wanted in (
+        (_job.state, filters.state),
+        (_job.lane, filters.lane),
+        (_job.model, filters.model),
+    ):
+        if wanted is not None:
+            chosen = chosen.where(column == wanted)
+    if filters.metadata:
+        chosen = chosen.join(jobs.bodies, _body.job_id == _job.id).where(*_tagged(tx, filters.metadata))
+    # Ids first: joined with the bodies before it is cut off, the list may read the bodies of all owners.
+    ids = tx.execute(chosen.order_by(_job.id.desc()).limit(limit + 1)).scalars().all()
+    shown = sa.select(*_COLUMNS).select_from(_SOURCE).where(among(_job.id, ids[:limit]))
+    return tx.execute(shown.order_by(_job.id.desc())).all(), len(ids) > limit
+
+
+def _tagged(tx: sa.Connection, wanted: Mapping[str, str]) -> Iterator[sa.ColumnElement[bool]]:
+    """Yield a condition for each tag; SQLite's JSON paths have no way to write a key with quotes in it."""
+    for key, value in wanted.items():
+        if tx.dialect.name == "postgresql":
+            yield _body.metadata[key].as_string() == value
+        else:
+            tag = sa.func.json_each(_body.metadata).table_valued("key", "value")
+            yield sa.exists().where(tag.c.key == key, tag.c.value == value)
+
+
+def queue_position(tx: sa.Connection, row: AnyRow, most: int = 1000) -> int | None:
+    """Return how many of the owner's jobs in the same lane go before this queued one; counts no further than `most`."""
+    if row.state != "queued":
+        return None
+    ahead = (
+        sa.select(sa.literal(1))
+        .where(
+            _job.model == row.model,
+            _job.lane == row.lane,
+            _job.owner == row.owner,
+            _job.pos < row.pos,
+            _job.state == literal("queued"),
+            _job.cohort_id.is_(None),
+        )
+        .limit(most)
+        .subquery()
+    )
+    return tx.execute(sa.select(sa.func.count()).select_from(ahead)).scalar_one()
+
+
+def ended(tx: sa.Connection, ids: Iterable[str]) -> set[str]:
+    """Return which of these jobs have reached an end state (or are gone)."""
+    asked = list(ids)
+    still_open = sa.select(_job.id).where(among(_job.id, asked), jobs.OPEN)
+    return set(asked) - set(tx.execute(still_open).scalars())

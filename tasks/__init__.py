@@ -1,0 +1,1 @@
+"""Everything that happens after the 202: collecting, running, settling, telling."""

@@ -1,0 +1,203 @@
+"""Every query of the queue's path goes by its index, whatever has gathered in the tables.
+
+The SQL is that of the real functions, captured while they run; PostgreSQL plans it both with the values and without
+(a generic plan, which it takes up for a statement that is run often).
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from models import batches, census, cohorts, deliveries, engines, idempotency, jobs, keys, queue, results, schema, views
+from models.db import Database, new_id, now
+from models.engines import Incarnation
+from models.errors import NotFound
+from models.jobs import Settled
+from stoker import settings
+from tests import servers
+from tests.house import plans
+
+ENDED, QUEUED, DELAYED, COHORT, BATCHES = 6400, 3000, 600, 40, 10
+ME = Incarnation("engine", "run_1", "fake", "host", 1, 1, "boot:1")
+KINDS = [
+    pytest.param((kind, analyzed), marks=getattr(pytest.mark, kind), id=f"{kind}-{'analyzed' if analyzed else 'fresh'}")
+    for kind in ("sqlite", "postgres")
+    for analyzed in (False, True)
+]
+LARGE = frozenset({"jobs", "bodies", "results", "deliveries", "batches", "idempotency_keys"})
+PARTIAL = {
+    *("jobs_queue", "jobs_cohorts", "jobs_batch", "jobs_delayed", "jobs_expiry"),
+    *("batches_ready", "batches_running", "batches_cohorts", "deliveries_due"),
+}
+"""They hold only what is open, so that reading one from end to end may be right."""
+RUNNING = [new_id("batch") for _ in range(BATCHES)]
+IN_FLIGHT = [new_id("job") for _ in range(32 * BATCHES)]
+Work = Callable[[sa.Connection], object]
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def stocked(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
+    """Return a database in which thousands of jobs have ended, wait, are delayed, or run; it knows that, or not yet."""
+    kind, analyzed = request.param
+    server: servers.Postgres | None = None
+    if kind == "postgres":
+        server = request.getfixturevalue("postgres_server")
+        database = Database(settings.load(database_url=server.create("plans")).database)
+    else:
+        database = Database(f"sqlite:///{tmp_path_factory.mktemp('plans') / 'stoker.db'}")
+    schema.upgrade(database)
+    with database.transaction() as tx:
+        _stock(tx)
+        if analyzed:
+            tx.exec_driver_sql("ANALYZE")
+    yield database
+    database.close()
+    if server is not None:
+        server.drop("plans")
+
+
+def _stock(tx: sa.Connection) -> None:
+    chance = random.Random(7)
+    engines.register(tx, ME)
+    engines.go_live(tx, ME, 256, 1, ["fake"])
+    queue.lock(tx, "fake")
+    past = [_batch("finished") for _ in range(ENDED // 32)]
+    ended = [_job(chance, "succeeded", batch_id=past[nth // 32]["id"]) for nth in range(ENDED)]
+    rows = [
+        *ended,
+        *(_job(chance, "queued", expires_at=5e9 if nth % 2 else None) for nth in range(QUEUED)),
+        *(_job(chance, "delayed", run_at=1.0 if nth < 5 else 5e9) for nth in range(DELAYED)),
+        *(_job(chance, "queued", cohort_id=f"cohort_{nth % 4}") for nth in range(COHORT)),
+        *(_job(chance, "running", id=job_id, batch_id=RUNNING[n % BATCHES]) for n, job_id in enumerate(IN_FLIGHT)),
+    ]
+    rows[-1]["expires_at"] = 1.0
+    for row in ended[::200]:
+        row["owner"] = "small"
+    tx.execute(sa.insert(jobs.table), rows)
+    bodies = [
+        {"job_id": row["id"], "body": "{}", "webhook_url": "http://127.0.0.1/", "webhook_include_result": False}
+        for row in rows
+    ]
+    tx.execute(sa.insert(jobs.bodies), bodies)
+    results.store(tx, None, None, [(row["id"], results.NewResult(200, "{}")) for row in ended])
+    ready = [_batch("ready"), _batch("ready", engine_id=ME.engine, cohort_id="cohort_9")]
+    running = [_batch("running", id=batch_id, lease_until=5e9) for batch_id in RUNNING]
+    running[-1]["lease_until"] = 1.0
+    tx.execute(sa.insert(batches.table), [*ready, *running, *past, *(_batch("finished") for _ in range(3000))])
+    tx.execute(sa.insert(deliveries.table), [_delivery(row["id"], nth) for nth, row in enumerate(ended)])
+    old = [{"owner": "o1", "key": f"k{n}", "fingerprint": "f", "created_at": 1.0 * n} for n in range(2000)]
+    tx.execute(sa.insert(idempotency.table), old)
+    tx.execute(sa.update(idempotency.table).where(idempotency.table.c.key > "k3").values(created_at=now()))
+
+
+def _job(chance: random.Random, state: str, **values: Any) -> dict[str, Any]:
+    blank = dict.fromkeys(("batch_id", "cohort_id", "run_at", "expires_at"))
+    return {
+        "id": new_id("job"),
+        "owner": f"o{chance.randrange(50)}",
+        "model": "fake" if chance.random() < 0.9 else "other",
+        "lane": chance.choice(("realtime", "standard", "bulk")),
+        "endpoint": "/v1/chat/completions",
+        "state": state,
+        "pos": chance.randrange(10**15),
+        "tokens": 10,
+        "notify": True,
+        "attempts": 1,
+        "deferrals": 0,
+        "lone_deaths": 0,
+        "created_at": 1.0,
+        **blank,
+        **values,
+    }
+
+
+def _batch(state: str, **values: Any) -> dict[str, Any]:
+    taken = {} if state == "ready" else {"engine_id": ME.engine, "incarnation": ME.id}
+    blank = dict.fromkeys(("engine_id", "incarnation", "lease_until", "cohort_id"))
+    row = {"id": new_id("batch"), "model": "fake", "lane": "standard", "rank": 1, "state": state, "reason": "full"}
+    return {**row, "size": 32, "tokens": 320, "created_at": 1.0, **blank, **taken, **values}
+
+
+def _delivery(job_id: str, nth: int) -> dict[str, Any]:
+    state = "pending" if nth < 500 else "delivered"
+    row = {"id": new_id("msg"), "owner": f"o{nth % 50}", "job_id": job_id, "event": "job.succeeded", "url": "http://x"}
+    due = 1.0 if nth < 5 else 5e9
+    return {**row, "include_result": False, "state": state, "try": 0, "next_at": due, "created_at": 1.0}
+
+
+def _get(tx: sa.Connection) -> None:
+    with suppress(NotFound):
+        views.get(tx, "o7", IN_FLIGHT[0])
+
+
+def _position(tx: sa.Connection) -> object:
+    job = {"state": "queued", "model": "fake", "lane": "standard", "owner": "o7"}
+    row = sa.select(*(sa.literal(value).label(name) for name, value in job.items()), sa.literal(10**15).label("pos"))
+    return views.queue_position(tx, tx.execute(row).one())
+
+
+OUTCOMES = [Settled(job_id, "succeeded", results.NewResult(200, "{}")) for job_id in IN_FLIGHT[:640:BATCHES]]
+CUT = batches.Cut("fake", "standard", 1, "full", IN_FLIGHT[:64], 640)
+
+BY_INDEX: dict[str, tuple[Work, set[str]]] = {
+    "waiting": (lambda tx: queue.waiting(tx, "fake"), {"jobs_queue"}),
+    "candidates": (lambda tx: queue.candidates(tx, "fake", "standard", "o7", 33), {"jobs_queue"}),
+    "models with work": (queue.models_with_work, {"jobs_queue", "jobs_cohorts"}),
+    "gather": (lambda tx: batches.gather(tx, CUT), set()),
+    "claimable": (lambda tx: batches.claimable(tx, ME.engine), {"batches_ready"}),
+    "claim": (lambda tx: batches.claim(tx, ME, [0, 1, 2], 15.0, idle=True), {"batches_ready", "jobs_batch"}),
+    "renew": (lambda tx: batches.renew(tx, ME, RUNNING, 15.0), set()),
+    "stopped": (lambda tx: jobs.stopped(tx, {RUNNING[0]: IN_FLIGHT[:32]}), set()),
+    "settle": (lambda tx: jobs.settle(tx, RUNNING[0], ME.engine, OUTCOMES), set()),
+    "finish": (lambda tx: batches.finish(tx, RUNNING[0]), {"jobs_batch"}),
+    "give back": (lambda tx: batches.give_back(tx, batches.table.c.id == RUNNING[0]), {"jobs_batch"}),
+    "load": (lambda tx: batches.load(tx, [ME.engine]), {"jobs_batch"}),
+    "ready": (lambda tx: batches.ready(tx, [ME.engine]), {"batches_ready"}),
+    "expired leases": (batches.expired, {"batches_running"}),
+    "crash": (lambda tx: cohorts.crash(tx, ME.engine, ME.id, "lost", max_attempts=20), {"jobs_batch"}),
+    "stranded": (lambda tx: batches.give_back_stranded(tx, 15.0, 30.0), {"batches_ready"}),
+    "next cohort": (lambda tx: cohorts.next_waiting(tx, "fake"), {"jobs_cohorts"}),
+    "expire": (jobs.expire, {"jobs_expiry"}),
+    "release due": (jobs.release_due, {"jobs_delayed"}),
+    "anything due": (jobs.any_due, {"jobs_expiry", "jobs_delayed"}),
+    "deliveries due": (deliveries.any_due, {"deliveries_due"}),
+    "claim deliveries": (lambda tx: deliveries.claim(tx, 16, 30.0), {"deliveries_due"}),
+    "census": (lambda tx: census.take(tx, 15.0), {"jobs_queue", "jobs_cohorts", "jobs_delayed", "jobs_batch"}),
+    "rings": (lambda tx: batches.engines_to_ring(tx, 15.0), {"batches_ready"}),
+    "busy engines": (cohorts.busy_engines, {"batches_cohorts"}),
+    "list": (lambda tx: views.page(tx, "small", views.Filters(), after=None, limit=20), {"jobs_owner"}),
+    "next page": (lambda tx: views.page(tx, "small", views.Filters(), after="job_f", limit=20), {"jobs_owner"}),
+    "one job": (_get, set()),
+    "ended": (lambda tx: views.ended(tx, IN_FLIGHT[:200]), set()),
+    "queue position": (_position, {"jobs_queue"}),
+    "old keys": (lambda tx: idempotency.any_older(tx, 3600.0), {"idempotency_keys_age"}),
+    "a key": (lambda tx: keys.owner_of(tx, "sk-stoker-none"), set()),
+}
+BOUNDED = {
+    "expire": "expires_at",
+    "release due": "run_at",
+    "anything due": "run_at",
+    "deliveries due": "next_at",
+    "claim deliveries": "next_at",
+    "expired leases": "lease_until",
+}
+"""The index is searched up to now, not read through with a filter."""
+
+
+@pytest.mark.parametrize("name", BY_INDEX)
+def test_no_query_of_the_path_reads_a_whole_table(stocked: Database, name: str) -> None:
+    """Each is answered by an index, the one that was made for it, however many jobs have ended or wait."""
+    work, wanted = BY_INDEX[name]
+    for generic in (False, True) if stocked.dialect == "postgresql" else (False,):
+        found = plans.accesses(stocked, work, generic=generic)
+        whole = [access for access in found if access.whole and access.index not in PARTIAL]
+        assert [access for access in whole if access.table in LARGE] == []
+        assert wanted <= {access.index for access in found}
+        if name in BOUNDED:
+            assert any(BOUNDED[name] in access.bounds for access in found)
