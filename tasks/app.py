@@ -1,0 +1,98 @@
+"""The Celery application: queues, schedule, all task options, and what every task needs at hand.
+
+Messages are doorbells: they carry ids at most, are never redelivered (`acks_late` is off; the lease in the database
+takes the place of redelivery), and losing one costs time, never a job.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from celery import Celery, signals
+
+from models.db import Database
+from models.errors import DatabaseUnavailable
+from stoker.settings import Settings, load
+from tasks.logs import configure
+
+TASKS = ("tasks.collector", "tasks.sweeper", "tasks.webhook", "tasks.engine_process")
+
+_lock = threading.Lock()
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What a task works with."""
+
+    settings: Settings
+    database: Database
+
+
+def make_app(settings: Settings) -> Celery:
+    """Return the Celery application for these settings."""
+    made = Celery("stoker", broker=settings.redis_url, include=list(TASKS), set_as_current=False)
+    expires = max(1.0, settings.sweep_every)
+    made.conf.update(
+        broker_transport_options=settings.broker_options,
+        # The default of 100 tries ends with a worker that gave up.
+        broker_connection_max_retries=None,
+        broker_connection_retry_on_startup=True,
+        broker_connection_timeout=5,
+        task_ignore_result=True,
+        task_acks_late=False,
+        # One line in the log, no traceback: what the task would have done is done after the next ring.
+        task_annotations={"*": {"throws": (DatabaseUnavailable,)}},
+        task_serializer="json",
+        accept_content=["json"],
+        task_create_missing_queues=True,
+        task_default_queue="default",
+        worker_prefetch_multiplier=1,
+        worker_hijack_root_logger=False,
+        worker_redirect_stdouts=False,
+        worker_enable_remote_control=False,
+        worker_send_task_events=False,
+        task_routes={
+            "tasks.collector.*": {"queue": "collector"},
+            "tasks.sweeper.*": {"queue": "collector"},
+            "tasks.webhook.*": {"queue": "default"},
+            "tasks.worker.*": {"queue": f"engine.{settings.engine_name}"},
+        },
+        beat_schedule={
+            # Doing one twice is harmless; one that comes late is not worth doing.
+            "sweep": {
+                "task": "tasks.sweeper.sweep",
+                "schedule": settings.sweep_every,
+                "options": {"expires": expires},
+            },
+        },
+        beat_schedule_filename=str(settings.data / "beat-schedule"),
+    )
+    return made
+
+
+@cache
+def _settings() -> Settings:
+    return load()
+
+
+app = make_app(_settings())
+
+
+@cache
+def _context() -> Context:
+    settings = _settings()
+    return Context(settings, Database(settings.database, pool_size=16))
+
+
+def context() -> Context:
+    """Return this process's settings and database; opened at the first call."""
+    with _lock:
+        return _context()
+
+
+@signals.setup_logging.connect
+def _logging(**_: Any) -> None:
+    configure(_settings().log_level)

@@ -1,0 +1,151 @@
+"""The collector: cuts the queue into batches, one model at a time.
+
+Any number of collectors at once is correct: the model's turn is locked in the database while a batch is decided on. A
+collector that finds jobs waiting for company promises to look again, sleeps outside any transaction, and does; one
+that finds such a promise for the same moment or sooner leaves it at that.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import sqlalchemy as sa
+import structlog
+
+from models import batches, cohorts, engines, queue
+from models.db import Database, new_id
+from stoker.settings import LANES, Settings
+from tasks import batching, metrics
+from tasks.app import app, context
+from tasks.doorbell import doorbell
+
+log = structlog.get_logger(__name__)
+
+
+@app.task(name="tasks.collector.collect")
+def collect(model: str, lane: str | None = None) -> None:
+    """Cut what is due of a model's queue, until nothing is."""
+    here = context()
+    collect_model(here.database, here.settings, model, lane)
+
+
+def collect_model(database: Database, settings: Settings, model: str, lane: str | None = None) -> None:
+    """Cut what is due; with a lane, leave it to another collector that will look before this lane's wait is over."""
+    if lane in settings.lanes and settings.lanes[lane].wait > 0:
+        with database.reading() as tx:
+            if queue.promised(tx, model, settings.lanes[lane].wait):
+                return
+    me = new_id("collector")
+    while True:
+        seconds = cut_all(database, settings, model)
+        with database.transaction() as tx:
+            if seconds is None:
+                queue.fulfil(tx, model, me)
+                return
+            if not queue.promise(tx, model, me, seconds):
+                return
+        time.sleep(seconds)
+
+
+def cut_all(database: Database, settings: Settings, model: str) -> float | None:
+    """Cut until nothing is due; return the seconds until something will be, None when a doorbell will say."""
+    while True:
+        started = time.perf_counter()
+        step = database.retrying(lambda tx: cut_one(tx, settings, model))
+        metrics.cut_seconds.observe(time.perf_counter() - started)
+        if isinstance(step, batching.Wait):
+            return step.seconds
+        metrics.batches_cut.labels(model, step.lane, step.reason).inc()
+        metrics.batch_size.labels(model, step.lane).observe(len(step.ids))
+        for engine in _engines_to_ring(database, settings, model, step):
+            doorbell().engine(engine)
+
+
+def _engines_to_ring(database: Database, settings: Settings, model: str, cut: batches.Cut) -> Sequence[str]:
+    if cut.engine is not None:
+        return [cut.engine]
+    with database.reading() as tx:
+        return [engine.id for engine in engines.live(tx, settings.engine_gone_after, model)]
+
+
+def cut_one(tx: sa.Connection, settings: Settings, model: str) -> batches.Cut | batching.Wait:
+    """Cut one batch of a model's queue, or say how long to wait."""
+    turns = queue.lock(tx, model)
+    alive = engines.live(tx, settings.engine_gone_after, model)
+    if not alive:
+        return batching.Wait(None)
+    running = batches.load(tx, [engine.id for engine in alive])
+    cohort = _cut_cohort(tx, model, alive, running)
+    if cohort is not None:
+        return cohort
+    taken = cohorts.busy_engines(tx)
+    free = [engine for engine in alive if engine.id not in taken]
+    waiting = queue.waiting(tx, model)
+    if not free or not waiting:
+        return batching.Wait(None)
+    loads = [batching.Load(engine.slots, engine.reserve, running.get(engine.id, 0)) for engine in free]
+    ready = batches.ready(tx, [engine.id for engine in free])
+    return _cut_lanes(tx, settings, model, turns, waiting, loads, ready)
+
+
+def _cut_lanes(  # a decision has these facts
+    tx: sa.Connection,
+    settings: Settings,
+    model: str,
+    turns: Mapping[str, queue.Turn],
+    waiting: Sequence[str],
+    loads: Sequence[batching.Load],
+    ready: Mapping[str, int],
+) -> batches.Cut | batching.Wait:
+    deficits = {lane: turn.deficit for lane, turn in turns.items()}
+    soonest: float | None = None
+    for lane in batching.order(waiting, deficits, settings.lanes):
+        rules, turn = settings.lanes[lane], turns[lane]
+        space = batching.room(loads, ready, lane, settings.ready_backlog)
+        if space.jobs < 1:
+            continue
+        found = queue.candidates(tx, model, lane, turn.last_owner, rules.largest + 1)
+        step = batching.plan(found, space, rules, now=turn.clock, cut_at=turn.cut_at)
+        if isinstance(step, batching.Batch):
+            cut = batches.Cut(model, lane, LANES.index(lane), step.reason, step.ids, step.tokens)
+            if batches.gather(tx, cut) is not None:
+                _pay(tx, settings, model, turns, waiting, cut, step.last_owner)
+                return cut
+        elif step.seconds is not None:
+            soonest = step.seconds if soonest is None else min(soonest, step.seconds)
+    return batching.Wait(soonest)
+
+
+def _pay(  # a decision has these facts
+    tx: sa.Connection,
+    settings: Settings,
+    model: str,
+    turns: Mapping[str, queue.Turn],
+    waiting: Sequence[str],
+    cut: batches.Cut,
+    last_owner: str,
+) -> None:
+    """Store whose turn it is next in the lane that got the batch, and what the lanes are owed now."""
+    deficits = {lane: turn.deficit for lane, turn in turns.items()}
+    owed = batching.owe(cut.lane, len(cut.ids), waiting, deficits, settings.lanes)
+    for lane, turn in turns.items():
+        after = replace(turn, deficit=owed[lane], last_owner=last_owner if lane == cut.lane else turn.last_owner)
+        if after != turn or lane == cut.lane:
+            queue.advance(tx, model, after, cut=lane == cut.lane)
+
+
+def _cut_cohort(
+    tx: sa.Connection, model: str, alive: Sequence[sa.Row[tuple[str, int, int]]], running: Mapping[str, int]
+) -> batches.Cut | None:
+    """Cut the oldest waiting cohort for the least busy engine, which then takes nothing else."""
+    found = cohorts.next_waiting(tx, model)
+    if found is None:
+        return None
+    cohort, members = found
+    engine = min(alive, key=lambda one: running.get(one.id, 0))
+    lane = min((member.lane for member in members), key=LANES.index)
+    ids, tokens = [member.id for member in members], sum(member.tokens for member in members)
+    cut = batches.Cut(model, lane, LANES.index(lane), "cohort", ids, tokens, cohort, engine.id)
+    return cut if batches.gather(tx, cut) is not None else None

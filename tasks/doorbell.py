@@ -1,0 +1,102 @@
+"""The tasks' side of the doorbell: wake collectors and engines, tell waiting clients which jobs ended.
+
+A thread of its own does it, so that a Redis that is down or hung never holds up the storing of results. Rings for the
+same thing within 20 ms are one ring.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable
+from functools import cache, partial
+
+import redis
+import structlog
+from celery import Celery
+from kombu.exceptions import OperationalError
+
+from stoker.settings import Settings
+from tasks import metrics
+
+log = structlog.get_logger(__name__)
+
+ENDED_CHANNEL = "stoker:ended"
+_MOST_IDS = 10_000
+_PAUSE = 0.02
+
+
+class Doorbell:
+    """Rings in the background, never blocks, never raises."""
+
+    def __init__(self, app: Celery, settings: Settings) -> None:
+        """Prepare; the thread starts with the first ring."""
+        self._app = app
+        self._redis = redis.Redis.from_url(settings.redis_url, socket_timeout=1, socket_connect_timeout=1)
+        self._pending: dict[tuple[str, ...], Callable[[], object]] = {}
+        self._ended: list[str] = []
+        self._wake = threading.Condition()
+        self._thread: threading.Thread | None = None
+
+    def collector(self, model: str, lane: str | None = None) -> None:
+        """Ask a collector to look at a model's queue; with a lane, only a job of that lane is new."""
+        self._ring(("collector", model, lane or ""), "tasks.collector.collect", [model, lane], "collector")
+
+    def engine(self, name: str) -> None:
+        """Ask an engine's worker to claim what lies READY."""
+        self._ring(("engine", name), "tasks.worker.run_batch", [], f"engine.{name}")
+
+    def deliver(self) -> None:
+        """Ask for the due deliveries to be sent."""
+        self._ring(("deliver",), "tasks.webhook.deliver", [], "default")
+
+    def ended(self, ids: Iterable[str]) -> None:
+        """Tell whoever waits that these jobs have ended."""
+        with self._wake:
+            self._ended = [*self._ended, *ids][-_MOST_IDS:]
+            self._start()
+
+    def _ring(self, what: tuple[str, ...], task: str, args: list[str | None], queue: str) -> None:
+        with self._wake:
+            self._pending[what] = lambda: self._app.send_task(
+                task, args=args, queue=queue, ignore_result=True, retry=False, expires=60
+            )
+            self._start()
+
+    def _start(self) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, name="doorbell", daemon=True)
+            self._thread.start()
+        self._wake.notify()
+
+    def _work(self) -> None:
+        while True:
+            with self._wake:
+                self._wake.wait_for(lambda: self._pending or self._ended)
+                rings, self._pending = self._pending, {}
+                ended, self._ended = self._ended, []
+            for ring in rings.values():
+                self._try(ring)
+            if ended:
+                self._try(partial(self._redis.publish, ENDED_CHANNEL, ",".join(ended)))
+            time.sleep(_PAUSE)
+
+    def _try(self, send: Callable[[], object]) -> None:
+        try:
+            send()
+        except (OperationalError, redis.RedisError, OSError) as error:
+            metrics.rings_failed.inc()
+            log.warning("doorbell not heard; the sweeper rings again", error=type(error).__name__)
+
+
+@cache
+def _doorbell() -> Doorbell:
+    # Imported here since tasks/app.py lists the tasks, which ring.
+    from tasks.app import app, context
+
+    return Doorbell(app, context().settings)
+
+
+def doorbell() -> Doorbell:
+    """Return this process's doorbell."""
+    return _doorbell()

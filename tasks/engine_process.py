@@ -1,0 +1,119 @@
+"""The process of an engine: from `celery worker -Q engine.NAME` to an open engine, and its end.
+
+```
+start   reap what a killed predecessor left -> give its batches back -> load the engine -> open -> consume
+SIGTERM stop claiming -> running jobs finish, or are returned after `drain_timeout` -> close -> exit 0
+```
+
+Exit 70: the engine failed, start it again. Exit 78: it cannot start with these settings.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+import structlog
+from celery import signals
+
+from models import cohorts, engines
+from models.db import Database
+from models.engines import Incarnation
+from stoker.settings import Settings
+from tasks import reaper
+from tasks.app import app, context
+from tasks.doorbell import doorbell
+from tasks.engines.base import Engine, EngineFailure, EngineStartError
+from tasks.engines.fake import FakeEngine
+from tasks.engines.vllm import VllmEngine
+from tasks.logs import configure
+from tasks.worker import EXIT_FAILED, Worker
+
+log = structlog.get_logger(__name__)
+
+EXIT_SETTINGS = 78
+_here: list[Worker] = []
+
+
+@app.task(name="tasks.worker.run_batch")
+def run_batch() -> None:
+    """Run the best READY batches; the message only wakes, the database says what there is."""
+    for worker in _here:
+        worker.run()
+
+
+def make_engine(settings: Settings) -> Engine:
+    """Return the engine that the settings name, not started."""
+    if settings.engine == "fake":
+        return FakeEngine(settings)
+    if not settings.model:
+        msg = "STOKER_MODEL is not set: name a Hugging Face id or a folder (`stoker up` brings a demo model)"
+        raise EngineStartError(msg)
+    return VllmEngine(settings, settings.model)
+
+
+def take_over(database: Database, settings: Settings) -> Incarnation:
+    """Register this process as its engine's new incarnation, after ending the old one and giving its batches back."""
+    mine = reaper.incarnation(settings.engine_name, settings.engine)
+    with database.reading() as tx:
+        old = engines.predecessor(tx, settings.engine_name)
+    if old is not None:
+        reaper.reap(old)
+    models: set[str] = set()
+    with database.transaction() as tx:
+        # Again, and locked: of two that start at once the second gives back what the first registered.
+        old = engines.predecessor(tx, settings.engine_name)
+        if old is not None and old.host == mine.host:
+            crash = cohorts.crash(tx, old.engine, old.id, "crashed", max_attempts=settings.max_attempts)
+            models.update(crash.models)
+            log.info("took over", batches=crash.batches, jobs=crash.requeued, poison=len(crash.poison))
+        engines.register(tx, mine)
+    for model in models:
+        doorbell().collector(model)
+    return mine
+
+
+@signals.worker_init.connect
+def _start(sender: Any, **_: Any) -> None:
+    """Load the engine before the worker takes its first message; other workers pass by."""
+    queues = sender.app.amqp.queues.consume_from
+    if not any(name.startswith("engine.") for name in queues):
+        return
+    here = context()
+    configure(here.settings.log_level)
+    try:
+        mine = take_over(here.database, here.settings)
+        engine = make_engine(here.settings)
+        engine.start()
+        worker = Worker(here.database, here.settings, engine, mine, doorbell())
+    except EngineStartError as error:
+        _give_up(str(error), EXIT_SETTINGS)
+    except EngineFailure as error:
+        _give_up(str(error), EXIT_FAILED)
+    _here.append(worker)
+
+
+def _give_up(why: str, status: int) -> None:
+    # Celery swallows what a signal's receiver raises, and a half-loaded engine's threads may never end.
+    sys.stderr.write(f"stoker engine: {' '.join(why.split())}\n")
+    sys.stderr.flush()
+    os._exit(status)
+
+
+@signals.worker_ready.connect
+def _open(**_: Any) -> None:
+    for worker in _here:
+        worker.open()
+
+
+@signals.worker_shutting_down.connect
+def _drain(**_: Any) -> None:
+    for worker in _here:
+        worker.drain()
+
+
+@signals.worker_shutdown.connect
+def _close(**_: Any) -> None:
+    for worker in _here:
+        worker.close()

@@ -1,0 +1,36 @@
+"""From what an engine says of a request to what is stored of its job: pure but for the jitter."""
+
+from __future__ import annotations
+
+import random
+
+from models.jobs import Settled
+from models.results import NewResult
+from stoker.settings import Settings
+from tasks.backoff import delay
+from tasks.engines.base import Completion, Deferred, Outcome, Rejection
+
+
+def settled(outcome: Outcome, deferrals: int, settings: Settings) -> Settled:
+    """Return a job's next state and result; `deferrals` is how often it was put off before."""
+    if isinstance(outcome, Completion):
+        usage = outcome.usage
+        result = NewResult(
+            outcome.status,
+            outcome.body,
+            prompt_tokens=usage.prompt_tokens,
+            completion_tokens=usage.completion_tokens,
+        )
+        return Settled(outcome.id, "succeeded", result)
+    if isinstance(outcome, Rejection):
+        failed = NewResult(outcome.status, outcome.body or None, outcome.code, outcome.message)
+        return Settled(outcome.id, "failed", failed)
+    return _put_off(outcome, deferrals, settings)
+
+
+def _put_off(outcome: Deferred, deferrals: int, settings: Settings) -> Settled:
+    if deferrals + 1 >= settings.max_deferrals:
+        message = f"Put off {settings.max_deferrals} times, last because: {outcome.reason}"
+        return Settled(outcome.id, "failed", NewResult(503, code="upstream_unavailable", message=message))
+    backoff = delay(deferrals + 1, jitter=random.random(), base=1.0, most=300.0)  # noqa: S311  # not a secret
+    return Settled(outcome.id, "delayed", run_in=max(backoff, outcome.retry_after or 0.0))

@@ -1,0 +1,112 @@
+"""The settler: one thread that stores outcomes, as many in a commit as gathered while the last commit ran.
+
+What it holds is lost with the process, and then runs again; what it has committed is final. It goes on trying while the
+database is away, also after the lease was lost: the guard in `models.jobs.settle` decides whether a write counts.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+
+import sqlalchemy as sa
+import structlog
+
+from models import jobs
+from models.db import Database
+from models.errors import DatabaseUnavailable
+from models.jobs import Settled
+from models.results import NewResult
+from tasks import metrics
+from tasks.backoff import delay
+
+log = structlog.get_logger(__name__)
+
+_MOST = 200
+"""Outcomes in one commit: on SQLite a longer one would hold up every POST."""
+
+
+class Settler:
+    """Stores outcomes of any number of batches from one thread."""
+
+    def __init__(self, database: Database, engine_id: str, stored: Callable[[Sequence[Settled]], None]) -> None:
+        """Start the thread; `stored` is told, after each commit, which outcomes took effect."""
+        self._database = database
+        self._engine_id = engine_id
+        self._stored = stored
+        self._queue: list[tuple[str, Settled]] = []
+        self._waiting: Counter[str] = Counter()
+        self._change = threading.Condition()
+        self._thread = threading.Thread(target=self._work, name="settler", daemon=True)
+        self._thread.start()
+
+    def put(self, batch_id: str, outcome: Settled) -> None:
+        """Hand over what became of a job."""
+        with self._change:
+            self._queue.append((batch_id, outcome))
+            self._waiting[batch_id] += 1
+            self._change.notify_all()
+
+    def wait(self, batch_id: str | None = None, timeout: float | None = None) -> bool:
+        """Wait until everything that was put for a batch (or for all) is committed; False when time ran out first."""
+        with self._change:
+            return self._change.wait_for(
+                lambda: not (self._waiting.total() if batch_id is None else self._waiting[batch_id]), timeout
+            )
+
+    def _work(self) -> None:
+        while True:
+            with self._change:
+                self._change.wait_for(lambda: self._queue)
+                chunk, self._queue = self._queue[:_MOST], self._queue[_MOST:]
+            self._store(chunk)
+            with self._change:
+                self._waiting.subtract(batch_id for batch_id, _ in chunk)
+                self._waiting += Counter()  # drops the zeros, so that ended batches are forgotten
+                self._change.notify_all()
+
+    def _store(self, chunk: Sequence[tuple[str, Settled]]) -> None:
+        by_batch: dict[str, list[Settled]] = defaultdict(list)
+        for batch_id, outcome in chunk:
+            by_batch[batch_id].append(outcome)
+        tries = 0
+        while True:
+            try:
+                took = self._commit(by_batch)
+                break
+            except DatabaseUnavailable as error:
+                # Whether the commit took effect is unknown; the guard makes doing it again harmless.
+                tries += 1
+                log.warning("results wait for the database", outcomes=len(chunk), error=str(error))
+                time.sleep(delay(tries, jitter=0.5, base=0.2, most=5.0))
+            except sa.exc.DBAPIError as error:
+                log.warning("results are stored one by one", outcomes=len(chunk), error=type(error.orig).__name__)
+                took = [self._store_alone(batch_id, outcome) for batch_id, outcome in chunk]
+                break
+        self._stored([outcome for outcome in took if outcome is not None])
+
+    def _commit(self, by_batch: Mapping[str, Sequence[Settled]]) -> list[Settled | None]:
+        started = time.perf_counter()
+
+        def work(tx: sa.Connection) -> set[str]:
+            stored: set[str] = set()
+            for batch_id in sorted(by_batch):
+                stored |= jobs.settle(tx, batch_id, self._engine_id, by_batch[batch_id])
+            return stored
+
+        stored = self._database.retrying(work)
+        outcomes = [outcome for batch in by_batch.values() for outcome in batch]
+        metrics.flush_seconds.observe(time.perf_counter() - started)
+        metrics.flush_size.observe(len(outcomes))
+        return [outcome for outcome in outcomes if outcome.job_id in stored]
+
+    def _store_alone(self, batch_id: str, outcome: Settled) -> Settled | None:
+        """Store one outcome; if the database refuses its data, that the job failed for this reason."""
+        try:
+            return next(iter(self._commit({batch_id: [outcome]})), None)
+        except sa.exc.DBAPIError as error:
+            message = f"The engine's answer could not be stored ({type(error.orig).__name__})."
+            refused = Settled(outcome.job_id, "failed", NewResult(500, code="unstorable", message=message))
+            return next(iter(self._commit({batch_id: [refused]})), None)

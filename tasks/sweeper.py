@@ -1,0 +1,108 @@
+"""The sweeper: repeats whatever a crash or a lost doorbell left lying; twice, or twice at once, is harmless."""
+
+from __future__ import annotations
+
+import threading
+
+import structlog
+
+from models import batches, cohorts, deliveries, engines, idempotency, jobs, queue, sweeps
+from models.db import Database
+from stoker.settings import Settings
+from tasks import metrics
+from tasks.app import app, context
+from tasks.doorbell import Doorbell, doorbell
+
+log = structlog.get_logger(__name__)
+
+
+_sweeping = threading.Lock()
+
+
+@app.task(name="tasks.sweeper.sweep")
+def sweep() -> None:
+    """Look after leases, due times and doorbells once."""
+    # While the database is slow, sweeps must not take all threads away from the collector.
+    if _sweeping.acquire(blocking=False):
+        try:
+            here = context()
+            sweep_once(here.database, here.settings, doorbell())
+        finally:
+            _sweeping.release()
+
+
+def sweep_once(database: Database, settings: Settings, bell: Doorbell) -> None:
+    """Do each of the sweeper's duties, every one in short transactions of its own."""
+    with database.transaction() as tx:
+        may_expire = sweeps.begin(tx, settings.lease)
+    if may_expire is None:
+        return
+    if may_expire:
+        _end_lost(database, settings)
+    _give_back_stranded(database, settings)
+    _move_due(database, bell)
+    _forget_keys(database, settings)
+    _ring(database, settings, bell)
+
+
+def _end_lost(database: Database, settings: Settings) -> None:
+    """End the batches of every incarnation that let a lease run out; their jobs are queued again."""
+    with database.reading() as tx:
+        silent = batches.expired(tx)
+    for engine, incarnation in silent:
+        with database.transaction() as tx:
+            # Asked again under the locks of this transaction: it may have renewed, or another sweeper was here.
+            if (engine, incarnation) not in batches.expired(tx):
+                continue
+            crash = cohorts.crash(tx, engine, incarnation, "lost", max_attempts=settings.max_attempts)
+        if crash.batches:
+            metrics.swept.labels("lost_batches").inc(crash.batches)
+            log.warning("an engine let its lease run out", engine=engine, batches=crash.batches, jobs=crash.requeued)
+
+
+def _give_back_stranded(database: Database, settings: Settings) -> None:
+    within, after = settings.engine_gone_after, settings.ready_timeout
+    with database.transaction() as tx:
+        stranded = batches.give_back_stranded(tx, within, after)
+    if stranded:
+        metrics.swept.labels("stranded_batches").inc(len(stranded))
+        log.warning("no live engine for READY batches", batches=len(stranded))
+
+
+def _move_due(database: Database, bell: Doorbell) -> None:
+    """Expire jobs whose time has passed and queue those whose delay is over, slice by slice."""
+    while True:
+        with database.reading() as tx:
+            due = jobs.any_due(tx)
+        if not due:
+            return
+        with database.transaction() as tx:
+            expired = jobs.expire(tx)
+        with database.transaction() as tx:
+            jobs.release_due(tx)
+        metrics.swept.labels("expired_jobs").inc(len(expired))
+        bell.ended(expired)
+
+
+def _forget_keys(database: Database, settings: Settings) -> None:
+    age = settings.idempotency_hours * 3600
+    with database.reading() as tx:
+        old = idempotency.any_older(tx, age)
+    if old:
+        with database.transaction() as tx:
+            idempotency.forget(tx, age)
+
+
+def _ring(database: Database, settings: Settings, bell: Doorbell) -> None:
+    """Ring again for whatever waits: the clock is the net under lost doorbells."""
+    with database.reading() as tx:
+        waiting = queue.models_with_work(tx)
+        ready = batches.engines_to_ring(tx, settings.engine_gone_after)
+        due = deliveries.any_due(tx)
+        served = {model for model in waiting if engines.live(tx, settings.engine_gone_after, model)}
+    for model in served:
+        bell.collector(model)
+    for engine in ready:
+        bell.engine(engine)
+    if due:
+        bell.deliver()
