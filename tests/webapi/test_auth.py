@@ -1,0 +1,142 @@
+"""Who may call, and as whom."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from flask.testing import FlaskClient
+
+from models import keys
+from models.db import Database
+from stoker.settings import Settings
+from webapi import auth
+from webapi.app import StartError, create_app
+from webapi.context import EXTENSION, Context
+
+
+def made_key(database: Database, owner: str = "ada") -> str:
+    """Make a key and return its secret."""
+    with database.transaction() as tx:
+        return keys.create(tx, owner).secret
+
+
+def bearer(secret: str) -> dict[str, str]:
+    """Return the header that carries a key."""
+    return {"Authorization": f"Bearer {secret}"}
+
+
+def expire_memory(context: Context) -> None:
+    """Let what the process remembers of keys be too old."""
+    context.keys._owners.clear()
+    context.keys._open = (False, 0.0)
+
+
+def test_without_keys_this_machine_is_served(client: FlaskClient) -> None:
+    """Open on loopback while no key exists; the key that an OpenAI client always sends does not matter."""
+    assert client.get("/v1/jobs").status_code == 200
+    assert client.get("/v1/jobs", headers=bearer("sk-whatever")).status_code == 200
+    assert client.get("/v1/jobs", headers=bearer("sk-stoker-wrong")).status_code == 401
+
+
+@pytest.mark.parametrize(
+    ("environ", "headers", "status"),
+    [
+        ({"REMOTE_ADDR": "10.0.0.7"}, {}, 401),
+        ({"REMOTE_ADDR": "::ffff:10.0.0.7"}, {}, 401),
+        ({"REMOTE_ADDR": ""}, {}, 401),
+        ({}, {"X-Forwarded-For": "10.0.0.7"}, 401),
+        ({}, {"Forwarded": "for=10.0.0.7"}, 401),
+        ({}, {"Host": "rebound.example"}, 403),
+        ({}, {"Host": "127.0.0.1.example:8000"}, 403),
+        ({}, {"Host": "[::1"}, 403),
+        ({}, {"Origin": "https://evil.example"}, 403),
+        ({}, {"Origin": "null"}, 403),
+        ({}, {"Host": "localhost:8000"}, 200),
+        ({}, {"Host": "[::1]:8000"}, 200),
+        ({"REMOTE_ADDR": "::1"}, {"Host": "127.0.0.1"}, 200),
+        ({}, {"Origin": "http://localhost:3000"}, 200),
+    ],
+)
+def test_without_keys_nobody_else_is(
+    client: FlaskClient, environ: dict[str, str], headers: dict[str, str], status: int
+) -> None:
+    """No other address, no proxy, no name that leads here by chance, no page of another site."""
+    answer = client.get("/v1/jobs", environ_overrides=environ, headers=headers)
+    assert answer.status_code == status
+    if status == 401:
+        assert answer.headers["WWW-Authenticate"].startswith("Bearer")
+    if status != 200:
+        assert "stoker keys create" in answer.json["detail"]
+
+
+def test_with_a_key_every_request_needs_one(client: FlaskClient, context: Context, database: Database) -> None:
+    """From the first key on, loopback too; health and the documents stay open."""
+    secret = made_key(database)
+    expire_memory(context)
+    assert client.get("/v1/jobs").status_code == 401
+    assert client.get("/v1/jobs", headers={"Authorization": f"Basic {secret}"}).status_code == 401
+    assert client.get("/v1/jobs", headers=bearer(secret + "x")).status_code == 401
+    assert client.get("/v1/jobs", headers={"Authorization": f"bearer {secret}"}).status_code == 200
+    far = client.get(
+        "/v1/jobs", headers=bearer(secret) | {"Host": "gpu.example"}, environ_base={"REMOTE_ADDR": "10.1.1.1"}
+    )
+    assert far.status_code == 200
+    for path in ("/livez", "/readyz", "/metrics", "/openapi.json", "/docs/swagger"):
+        assert client.get(path).status_code == 200
+
+
+def test_a_revoked_key_stops_within_seconds(
+    client: FlaskClient, context: Context, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A key is remembered for three seconds, without a query for each request, and no longer."""
+    secret = made_key(database)
+    assert client.get("/v1/jobs", headers=bearer(secret)).status_code == 200
+    with database.transaction() as tx:
+        tx.execute(keys.table.update().values(revoked_at=time.time()))
+    later = time.monotonic() + 3.1
+    monkeypatch.setattr(auth.time, "monotonic", lambda: later)
+    assert client.get("/v1/jobs", headers=bearer(secret)).status_code == 401
+
+
+def test_remembered_keys_are_bounded(context: Context, database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many keys are used, the process remembers a bounded number, and no secret in the clear."""
+    monkeypatch.setattr(auth, "MOST_REMEMBERED", 3)
+    for secret in [made_key(database) for _ in range(8)]:
+        assert context.keys._owner_of(secret) == "ada"
+        assert len(context.keys._owners) <= 3
+        assert secret not in repr(context.keys._owners)
+
+
+def test_an_open_address_needs_a_key_to_start(settings: Settings, database: Database) -> None:
+    """Without a key the server does not start where others can reach it, and says what to do; with one it does."""
+    exposed = settings.model_copy(update={"host": "0.0.0.0"})  # noqa: S104  # nothing listens in this test
+    with pytest.raises(StartError, match="stoker keys create"):
+        create_app(exposed)
+    secret = made_key(database)
+    app = create_app(exposed)
+    assert app.test_client().get("/v1/jobs").status_code == 401
+    assert app.test_client().get("/v1/jobs", headers=bearer(secret)).status_code == 200
+    app.extensions[EXTENSION].close()
+
+
+@pytest.mark.parametrize(
+    ("host", "loopback"),
+    [
+        ("127.0.0.1", True),
+        ("127.9.9.9", True),
+        ("::1", True),
+        ("[::1]", True),
+        ("LocalHost", True),
+        ("::ffff:127.0.0.1", True),
+        ("0.0.0.0", False),  # noqa: S104
+        ("::", False),
+        ("", False),
+        ("10.0.0.1", False),
+        ("localhost.example", False),
+        ("2130706433", False),
+    ],
+)
+def test_loopback(host: str, loopback: bool) -> None:
+    """Only what is this machine and nothing else counts."""
+    assert auth.is_loopback(host) is loopback

@@ -1,0 +1,218 @@
+"""The web server as it is deployed: gunicorn with our settings, on a loopback port."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests import servers
+
+pytestmark = pytest.mark.journey
+
+
+class Web:
+    """A running web server."""
+
+    def __init__(self, database_url: str, redis_url: str, folder: Path, **more: str) -> None:
+        self.port = servers.free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.log = folder / "web.log"
+        metrics = folder / "metrics"
+        metrics.mkdir(exist_ok=True)
+        environ = {
+            "STOKER_DATABASE_URL": database_url,
+            "STOKER_REDIS_URL": redis_url,
+            "STOKER_PORT": str(self.port),
+            "STOKER_ENGINE": "fake",
+            "PROMETHEUS_MULTIPROC_DIR": str(metrics),
+            **more,
+        }
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "gunicorn", "-c", "python:webapi.gunicorn_conf", "webapi.app:create_app()"],
+                env=os.environ | environ,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    def ready(self) -> Web:
+        """Wait until it answers."""
+        deadline = time.monotonic() + 60
+        while True:
+            assert self.process.poll() is None, self.log.read_text()
+            assert time.monotonic() < deadline, self.log.read_text()
+            try:
+                httpx.get(f"{self.url}/livez", timeout=5).raise_for_status()
+            except httpx.TransportError:
+                time.sleep(0.05)
+                continue
+            return self
+
+    def stop(self) -> float:
+        """Send SIGTERM as a supervisor does, and return the seconds until it was gone."""
+        started = time.monotonic()
+        self.process.send_signal(signal.SIGTERM)
+        self.process.wait(20)
+        return time.monotonic() - started
+
+    def end(self) -> None:
+        """Kill what is left of it."""
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait(10)
+
+
+@pytest.fixture
+def web(database_url: str, redis_url: str, tmp_path: Path) -> Iterator[Web]:
+    """Return a running web server with two workers."""
+    made = Web(database_url, redis_url, tmp_path, STOKER_WEB_WORKERS="2")
+    try:
+        yield made.ready()
+    finally:
+        made.end()
+
+
+def resident(pid: int) -> int:
+    """Return the largest resident memory of a process and its children, in bytes."""
+    pids = [pid, *map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())]
+    found = [
+        int(line.split()[1])
+        for p in pids
+        for line in Path(f"/proc/{p}/status").read_text().splitlines()
+        if line.startswith("VmHWM")
+    ]
+    return max(found) * 1024
+
+
+def post_large(web: Web, size: int, *, chunked: bool) -> tuple[int, float]:
+    """Send a body of `size` bytes to the end, then read: return the status and the seconds until it was read."""
+    connection = http.client.HTTPConnection("127.0.0.1", web.port, timeout=20)
+    piece = b"x" * 65536
+    started = time.monotonic()
+    connection.putrequest("POST", "/v1/jobs")
+    connection.putheader("Content-Type", "application/json")
+    connection.putheader(*(("Transfer-Encoding", "chunked") if chunked else ("Content-Length", str(size))))
+    connection.endheaders()
+    for _ in range(size // len(piece)):
+        connection.send(b"10000\r\n" + piece + b"\r\n" if chunked else piece)
+    if chunked:
+        connection.send(b"0\r\n\r\n")
+    answer = connection.getresponse()
+    document = json.loads(answer.read())
+    connection.close()
+    assert document["code"] == "body_too_large"
+    return answer.status, time.monotonic() - started
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_body_of_100_mb_is_refused(web: Web, chunked: bool) -> None:
+    """A client that sends all of it before it reads gets a 413, promptly, and the server did not keep the body."""
+    before = resident(web.process.pid)
+    status, seconds = post_large(web, 100 * 2**20, chunked=chunked)
+    assert status == 413
+    assert seconds < 5
+    assert resident(web.process.pid) - before < (50 if chunked else 20) * 2**20
+    assert httpx.get(f"{web.url}/livez").status_code == 200
+
+
+def test_the_413_comes_before_the_body(web: Web) -> None:
+    """A client that only announces its 100 MB is answered at once."""
+    with socket.create_connection(("127.0.0.1", web.port), timeout=5) as connection:
+        headers = ("Host: localhost", "Content-Type: application/json", "Content-Length: 104857600")
+        head = "\r\n".join(["POST /v1/jobs HTTP/1.1", *headers, "", ""])
+        started = time.monotonic()
+        connection.sendall(head.encode())
+        assert connection.recv(100).startswith(b"HTTP/1.1 413 ")
+        assert time.monotonic() - started < 1
+
+
+def test_waits_end_at_sigterm(web: Web) -> None:
+    """Whoever waits gets the job as it is; the server is gone within seconds."""
+    with httpx.Client(base_url=web.url, timeout=60) as client:
+        job_id = client.post("/v1/jobs", json={"prompt": "hi"}).json()["id"]
+        answers: list[tuple[int, str]] = []
+
+        def wait() -> None:
+            answer = httpx.get(f"{web.url}/v1/jobs/{job_id}?wait=60", timeout=60)
+            answers.append((answer.status_code, answer.json()["state"]))
+
+        threads = [threading.Thread(target=wait) for _ in range(10)]
+        for thread in threads:
+            thread.start()
+        time.sleep(1)
+    assert web.stop() < 4
+    for thread in threads:
+        thread.join(5)
+    assert answers == [(200, "queued")] * 10
+
+
+def test_many_waiters_do_not_hold_up_a_post(web: Web) -> None:
+    """With 100 requests waiting, looking and submitting go on."""
+    with httpx.Client(base_url=web.url, timeout=60, limits=httpx.Limits(max_connections=200)) as client:
+        job_id = client.post("/v1/jobs", json={"prompt": "hi"}).json()["id"]
+        threads = [threading.Thread(target=client.get, args=(f"/v1/jobs/{job_id}?wait=4",)) for _ in range(100)]
+        for thread in threads:
+            thread.start()
+        time.sleep(1)
+        started = time.monotonic()
+        for _ in range(10):
+            assert client.post("/v1/jobs", json={"prompt": "hi"}).status_code == 202
+        assert time.monotonic() - started < 2
+        for thread in threads:
+            thread.join(20)
+
+
+def test_metrics_add_up_over_workers(web: Web) -> None:
+    """Whichever worker is asked, the page counts the requests of all of them."""
+    for _ in range(20):
+        httpx.post(f"{web.url}/v1/jobs", json={"prompt": "hi"}).raise_for_status()
+    page = httpx.get(f"{web.url}/metrics").text
+    assert 'stoker_http_requests_total{method="POST",route="/v1/jobs",status="202"} 20.0' in page
+
+
+def test_logs_are_json_without_prompts(web: Web) -> None:
+    """Each line of the log is a JSON object; no prompt, no access log."""
+    httpx.post(f"{web.url}/v1/jobs", json={"prompt": "c4n4ry"}).raise_for_status()
+    httpx.post(f"{web.url}/v1/jobs", json={"prompt": "c4n4ry", "n": 0})
+    web.stop()
+    lines = web.log.read_text().splitlines()
+    assert lines
+    for line in lines:
+        assert isinstance(json.loads(line), dict), line
+    assert "c4n4ry" not in web.log.read_text()
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"STOKER_PORT": "99999"}, "STOKER_PORT"),
+        ({"STOKER_HOST": "0.0.0.0"}, "stoker keys create"),  # noqa: S104  # it does not come to listening
+        ({"STOKER_DATABASE_URL": "sqlite:////nowhere/stoker.db"}, "database does not answer"),
+    ],
+)
+def test_a_start_that_cannot_be_is_one_line(
+    sqlite_url: str, redis_url: str, tmp_path: Path, more: dict[str, str], said: str
+) -> None:
+    """The process ends by itself, not with 0, and the log is the one line that says why."""
+    web = Web(sqlite_url, redis_url, tmp_path, **more)
+    try:
+        assert web.process.wait(60) != 0
+    finally:
+        web.end()
+    last = web.log.read_text().splitlines()[-1]
+    assert last.startswith("stoker web: ")
+    assert said in last
+    assert "Traceback" not in web.log.read_text()

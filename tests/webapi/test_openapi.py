@@ -1,0 +1,50 @@
+"""The OpenAPI page."""
+
+from __future__ import annotations
+
+import re
+
+from flask.testing import FlaskClient
+from openapi_spec_validator import OpenAPIV31SpecValidator
+
+
+def test_the_document_is_valid(client: FlaskClient) -> None:
+    """It is OpenAPI 3.1, describes every call, and errors as problem documents."""
+    document = client.get("/openapi.json").json
+    OpenAPIV31SpecValidator(document).validate()
+    assert document["openapi"] == "3.1.0"
+    assert set(document["paths"]) == {
+        "/v1/jobs",
+        "/v1/jobs/{job_id}",
+        "/v1/jobs/{job_id}/result",
+        "/v1/jobs/{job_id}/cancel",
+        "/livez",
+        "/readyz",
+        "/metrics",
+    }
+    create = document["paths"]["/v1/jobs"]["post"]
+    assert create["requestBody"]["content"]["application/json"]["schema"]["$ref"].endswith("/JobRequest")
+    assert "application/problem+json" in create["responses"]["422"]["content"]
+    fields = document["components"]["schemas"]["JobRequest"]["properties"]
+    assert {"prompt", "messages", "temperature", "lane", "webhook"} <= set(fields)
+
+
+def test_every_reference_leads_somewhere(client: FlaskClient) -> None:
+    """No `$ref` points to a schema that is not there."""
+    document = client.get("/openapi.json").json
+    named = set(re.findall(r"#/components/schemas/(\w+)", client.get("/openapi.json").text))
+    assert named <= set(document["components"]["schemas"])
+
+
+def test_the_page_works_without_internet(client: FlaskClient) -> None:
+    """/docs leads to Swagger UI, whose parts all come from this server."""
+    page = client.get("/docs", follow_redirects=True)
+    assert page.status_code == 200
+    assert page.request.path == "/docs/swagger"
+    parts = re.findall(r'(?:src|href)="([^"]+)"', page.text)
+    assert parts
+    for part in parts:
+        assert "//" not in part
+        with client.get(f"/docs/{part}") as answer:
+            assert answer.status_code == 200
+    assert client.get("/docs/openapi.json").json == client.get("/openapi.json").json

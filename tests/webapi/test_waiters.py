@@ -1,0 +1,145 @@
+"""Requests that wait for a job's end."""
+
+from __future__ import annotations
+
+import threading
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import redis
+from flask import Flask
+from flask.testing import FlaskClient
+
+from stoker.settings import Settings
+from tests import servers
+from tests.webapi.conftest import End
+from webapi.app import create_app
+from webapi.context import EXTENSION, Context
+
+
+def submit(client: FlaskClient) -> str:
+    """Submit a job and return its id."""
+    return str(client.post("/v1/jobs", json={"prompt": "hi"}).json["id"])
+
+
+def waiting(pool: ThreadPoolExecutor, app: Flask, job_id: str, seconds: float) -> Future[tuple[float, Any]]:
+    """Wait for a job in another thread; the future has the seconds it took and the answer."""
+
+    def wait() -> tuple[float, Any]:
+        started = time.monotonic()
+        answer = app.test_client().get(f"/v1/jobs/{job_id}?wait={seconds}")
+        return time.monotonic() - started, answer
+
+    return pool.submit(wait)
+
+
+def until_waiting(context: Context, count: int) -> None:
+    """Wait until so many requests wait."""
+    deadline = time.monotonic() + 10
+    while context.waiters._count != count:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_finished_job_is_not_waited_for(client: FlaskClient, end: End) -> None:
+    """Its answer comes at once."""
+    job_id = submit(client)
+    end(job_id)
+    started = time.monotonic()
+    assert client.get(f"/v1/jobs/{job_id}?wait=30").json["state"] == "succeeded"
+    assert time.monotonic() - started < 1
+
+
+def test_an_open_job_is_shown_when_the_time_is_up(client: FlaskClient) -> None:
+    """The answer is the job as it is then."""
+    job_id = submit(client)
+    started = time.monotonic()
+    assert client.get(f"/v1/jobs/{job_id}?wait=0.4").json["state"] == "queued"
+    assert 0.4 <= time.monotonic() - started < 2
+
+
+def test_redis_wakes_at_once(
+    app: Flask, client: FlaskClient, context: Context, end: End, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A published end wakes those who wait for that job within milliseconds, and nobody else."""
+    monkeypatch.setattr("webapi.waiters.LOOK_EVERY", 5)  # not the database
+    mine, other = submit(client), submit(client)
+    with ThreadPoolExecutor(3) as pool, redis.Redis.from_url(redis_url) as publisher:
+        futures = [waiting(pool, app, mine, 20) for _ in range(2)]
+        bystander = waiting(pool, app, other, 2.5)
+        until_waiting(context, 3)
+        while not publisher.pubsub_numsub("stoker:ended")[0][1]:
+            time.sleep(0.01)
+        end(mine)
+        published = time.monotonic()
+        publisher.publish("stoker:ended", f"job_x,{mine}")
+        for future in futures:
+            assert future.result(5)[1].json["state"] == "succeeded"
+        assert time.monotonic() - published < 0.5
+        assert bystander.result(10)[1].json["state"] == "queued"
+    assert context.waiters._count == 0
+    assert context.waiters._waiting == {}
+
+
+def test_the_database_wakes_without_redis(settings: Settings, end: End) -> None:
+    """With Redis away the end is seen by the query that runs once a second."""
+    app = create_app(settings.model_copy(update={"redis_url": f"redis://127.0.0.1:{servers.free_port()}/0"}))
+    job_id = submit(app.test_client())
+    with ThreadPoolExecutor(1) as pool:
+        future = waiting(pool, app, job_id, 20)
+        until_waiting(app.extensions[EXTENSION], 1)
+        end(job_id)
+        ended = time.monotonic()
+        assert future.result(10)[1].json["state"] == "succeeded"
+        assert time.monotonic() - ended < 2.5
+    app.extensions[EXTENSION].close()
+
+
+def test_an_end_while_registering_is_not_missed(
+    client: FlaskClient, context: Context, end: End, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job that ends between the first look and the registration is seen by the look after it."""
+    job_id = submit(client)
+    registered = context.waiters.registered
+
+    def late(name: str) -> Any:
+        end(job_id)
+        return registered(name)
+
+    monkeypatch.setattr(context.waiters, "registered", late)
+    started = time.monotonic()
+    assert client.get(f"/v1/jobs/{job_id}?wait=20").json["state"] == "succeeded"
+    assert time.monotonic() - started < 0.9
+
+
+def test_too_many_waiters_are_refused(settings: Settings) -> None:
+    """Beyond the limit a wait is a 503 with Retry-After; looking without waiting goes on, and places are given back."""
+    app = create_app(settings.model_copy(update={"max_waiters": 2}))
+    client = app.test_client()
+    job_id = submit(client)
+    with ThreadPoolExecutor(2) as pool:
+        futures = [waiting(pool, app, job_id, 1.5) for _ in range(2)]
+        until_waiting(app.extensions[EXTENSION], 2)
+        refused = client.get(f"/v1/jobs/{job_id}?wait=5")
+        assert refused.status_code == 503
+        assert refused.json["code"] == "too_many_waiters"
+        assert refused.headers["Retry-After"]
+        assert client.get(f"/v1/jobs/{job_id}").status_code == 200
+        assert [future.result(5)[1].status_code for future in futures] == [200, 200]
+    assert client.get(f"/v1/jobs/{job_id}?wait=0.1").status_code == 200
+    app.extensions[EXTENSION].close()
+
+
+def test_stopping_ends_every_wait(app: Flask, client: FlaskClient, context: Context) -> None:
+    """Who waits gets the job as it is, at once, and nobody is held any more."""
+    job_id = submit(client)
+    with ThreadPoolExecutor(5) as pool:
+        futures = [waiting(pool, app, job_id, 30) for _ in range(5)]
+        until_waiting(context, 5)
+        threading.Thread(target=context.waiters.stop).start()
+        assert all(future.result(2)[1].json["state"] == "queued" for future in futures)
+    started = time.monotonic()
+    assert client.get(f"/v1/jobs/{job_id}?wait=30").json["state"] == "queued"
+    assert time.monotonic() - started < 1

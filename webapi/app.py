@@ -1,0 +1,95 @@
+"""The web application: `gunicorn -c python:webapi.gunicorn_conf 'webapi.app:create_app()'`."""
+
+from __future__ import annotations
+
+import re
+from importlib.metadata import version
+
+import structlog
+from flask import Flask, Response, g, request
+from flask_openapi.openapi import OpenAPI
+
+from models import engines, schema
+from models.db import Database, new_id
+from models.errors import DatabaseUnavailable, StokerError
+from stoker import settings as stoker_settings
+from stoker.settings import Settings
+from webapi import auth, errors, health, jobs, json_body, logs, metrics, openapi
+from webapi.context import EXTENSION, Context
+from webapi.doorbell import Doorbell
+from webapi.known_models import KnownModels
+from webapi.waiters import Waiters
+
+log = structlog.get_logger("stoker.web")
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
+
+
+class StartError(StokerError):
+    """The web server cannot start like this; the text is one line that says what to do."""
+
+
+def create_app(settings: Settings | None = None) -> Flask:
+    """Return the application, its database checked. Raises SettingsError and StartError."""
+    settings = settings or stoker_settings.load()
+    logs.configure(settings.log_level)
+    database = Database(settings.database, pool_size=20)
+    try:
+        prepare(settings, database)
+    except StartError:
+        database.close()
+        raise
+    app = openapi.new_app("webapi", version("stoker"))
+    app.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes
+    app.extensions[EXTENSION] = Context(
+        settings=settings,
+        database=database,
+        keys=auth.Keys(database, settings.host),
+        known=KnownModels(database),
+        doorbell=Doorbell(settings),
+        waiters=Waiters(settings, database),
+    )
+    app.before_request(_name_request)
+    metrics.install(app)
+    app.after_request(_stamp)
+    errors.install(app)
+    _register(app)
+    return app
+
+
+def _register(app: OpenAPI) -> None:
+    for blueprint in (jobs.api, health.api):
+        app.register_api(blueprint)
+
+
+def prepare(settings: Settings, database: Database) -> None:
+    """Check that the service can start with these settings, and make the configured model known.
+
+    Raises StartError.
+    """
+    try:
+        schema.check(database)
+        if not auth.is_loopback(settings.host) and not auth.any_exist(database):
+            raise StartError(
+                f"STOKER_HOST is {settings.host}, which others can reach, and there is no API key: "
+                "make one first with `stoker keys create`, or listen on 127.0.0.1"
+            )
+        with database.transaction() as tx:
+            # Only when unknown: an engine that registered it has told its context length as well.
+            if settings.served_name not in engines.known(tx):
+                engines.remember(tx, settings.served_name, None, None)
+    except schema.SchemaOutdated as error:
+        raise StartError(str(error)) from error
+    except DatabaseUnavailable as error:
+        raise StartError(f"the database does not answer: {error}") from error
+
+
+def _name_request() -> None:
+    given = request.headers.get("X-Request-Id", "")
+    g.request_id = given if _REQUEST_ID.fullmatch(given) else new_id("req")
+
+
+def _stamp(response: Response) -> Response:
+    response.headers["X-Request-Id"] = g.get("request_id") or new_id("req")
+    response.headers["X-Content-Type-Options"] = "nosniff"
+    return json_body.answer_then_drain(response, request) if json_body.is_left_over(request, response) else response

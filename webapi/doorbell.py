@@ -1,0 +1,113 @@
+"""The doorbell: tells the collector that jobs came. The only file of the web side that knows Celery.
+
+A ring is lost without harm, since the sweeper rings again. So it never holds a request up: `ring` puts a pair into a
+set, and one thread a process sends what is in it, at most every 20 ms, however slow the broker is.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+
+import structlog
+from celery import Celery
+from kombu.exceptions import OperationalError
+
+from stoker.settings import Settings
+from webapi import metrics
+
+log = structlog.get_logger("stoker.web")
+
+EVERY = 0.02
+MOST_PENDING = 10_000
+TASK = "tasks.collector.collect"
+QUEUE = "collector"
+FIRST_PAUSE, LONGEST_PAUSE = 0.2, 3.0
+QUIET = 30.0
+"""Seconds between two log lines about a broker that is away."""
+
+
+class Doorbell:
+    """Rings for (model, lane) from a thread of its own, which starts with the first ring of each process."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._pid = 0
+        self._closed = False
+        self._start_lock = threading.Lock()
+
+    def ring(self, model: str, lane: str) -> None:
+        """Ask for a look at a model's lane, soon; never waits and never fails."""
+        if self._pid != os.getpid():
+            self._start()
+        with self._lock:
+            if len(self._pending) < MOST_PENDING:
+                self._pending[model, lane] = None
+        self._rung.set()
+
+    def close(self) -> None:
+        """Ring no more, and let the thread end."""
+        self._closed = True
+        if self._pid == os.getpid():
+            self._rung.set()
+
+    def _start(self) -> None:
+        with self._start_lock:
+            if self._pid == os.getpid():
+                return
+            # Nothing of a parent's is used after a fork: neither its lock nor its connections.
+            self._lock = threading.Lock()
+            self._pending: dict[tuple[str, str], None] = {}
+            self._rung = threading.Event()
+            self._complained_at = -QUIET
+            self._pid = os.getpid()
+            threading.Thread(target=self._run, name="doorbell", daemon=True).start()
+
+    def _run(self) -> None:
+        celery = _celery(self._settings)
+        pause = FIRST_PAUSE
+        while True:
+            self._rung.wait()
+            if self._closed:
+                break
+            self._rung.clear()
+            if self._send_all(celery):
+                pause = FIRST_PAUSE
+                time.sleep(EVERY)
+            else:
+                self._rung.set()
+                time.sleep(pause)
+                pause = min(pause * 2, LONGEST_PAUSE)
+        celery.close()
+
+    def _send_all(self, celery: Celery) -> bool:
+        with self._lock:
+            rings, self._pending = list(self._pending), {}
+        for at, (model, lane) in enumerate(rings):
+            try:
+                celery.send_task(TASK, args=[model, lane], queue=QUEUE, ignore_result=True, retry=False)
+            except (OperationalError, OSError) as error:
+                self._failed(error)
+                with self._lock:
+                    self._pending = dict.fromkeys(rings[at:]) | self._pending
+                return False
+        return True
+
+    def _failed(self, error: Exception) -> None:
+        metrics.DOORBELL_FAILURES.inc()
+        if time.monotonic() - self._complained_at >= QUIET:
+            self._complained_at = time.monotonic()
+            log.warning("doorbell not sent", kind=type(error).__name__, note="the sweeper rings again")
+
+
+def _celery(settings: Settings) -> Celery:
+    celery = Celery("stoker-web", broker=settings.redis_url, set_as_current=False)
+    celery.conf.update(
+        task_ignore_result=True,
+        task_serializer="json",
+        broker_connection_timeout=1,
+        broker_transport_options=settings.broker_options
+        | {"socket_timeout": 2, "socket_connect_timeout": 1, "max_retries": 0},
+    )
+    return celery

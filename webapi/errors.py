@@ -1,0 +1,177 @@
+"""The one error shape: RFC 9457 problem documents, for whatever goes wrong.
+
+What the client sent is never repeated in an error (only names of fields and models are), nor is anything internal.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import Any
+
+import msgspec
+import structlog
+from flask import Flask, Response, g, request
+from pydantic import ValidationError
+from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
+
+from models.errors import AlreadyFinished, DatabaseUnavailable, KeyBusy, KeyReused, NotFound
+
+log = structlog.get_logger("stoker.web")
+
+MOST_ERRORS = 20
+PROBLEM = "application/problem+json"
+
+
+@dataclass(frozen=True, slots=True)
+class FieldError:
+    """What is wrong with one field, and what is allowed."""
+
+    field: str
+    message: str
+    code: str
+
+
+class Problem(Exception):
+    """An error that the client is told of: its status, a code that does not change, and a text for people."""
+
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        detail: str,
+        *,
+        errors: Sequence[FieldError] = (),
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.code = code
+        self.detail = detail
+        self.errors = errors
+        self.headers = dict(headers or {})
+
+
+class OutcomeUnknown(Exception):
+    """The database went away while it committed: the job may be stored or not."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    status: int
+    code: str
+    detail: str = ""
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+_KNOWN: dict[type[Exception], _Known] = {
+    NotFound: _Known(404, "not_found"),
+    AlreadyFinished: _Known(409, "already_finished"),
+    KeyReused: _Known(422, "idempotency_key_reused", "This Idempotency-Key was used before with another body."),
+    KeyBusy: _Known(
+        409,
+        "idempotency_key_busy",
+        "A request with this Idempotency-Key is still running; send the same again in a moment.",
+        {"Retry-After": "1"},
+    ),
+    DatabaseUnavailable: _Known(
+        503,
+        "database_unavailable",
+        "The database does not answer at the moment; nothing was stored. Try again.",
+        {"Retry-After": "2"},
+    ),
+    OutcomeUnknown: _Known(
+        503,
+        "outcome_unknown",
+        "The database went away while it stored the job: whether the job exists is unknown. Send the same request "
+        "again with the same Idempotency-Key; without such a key a second job may come of it.",
+        {"Retry-After": "2"},
+    ),
+}
+
+
+def invalid(field_name: str, message: str, code: str = "invalid_value") -> Problem:
+    """Return the 422 for one bad field."""
+    return Problem(422, code, f"{field_name}: {message}", errors=[FieldError(field_name, message, code)])
+
+
+def render(problem: Problem) -> Response:
+    """Return the problem document of this request."""
+    document = {
+        "type": f"urn:stoker:problem:{problem.code}",
+        "title": HTTPStatus(problem.status).phrase,
+        "status": problem.status,
+        "detail": problem.detail,
+        "instance": request.path,
+        "code": problem.code,
+        "request_id": g.get("request_id"),
+        "errors": problem.errors,
+    }
+    return Response(msgspec.json.encode(document), problem.status, problem.headers, mimetype=PROBLEM)
+
+
+def render_invalid(error: ValidationError) -> Response:
+    """Return the answer to bad parameters of a path or query."""
+    return render(from_pydantic(found_by(error)))
+
+
+def found_by(error: ValidationError) -> Sequence[Any]:
+    """Return what pydantic found wrong, without what the client sent."""
+    return error.errors(include_url=False, include_input=False, include_context=False)
+
+
+def install(app: Flask) -> None:
+    """Answer every error of this application with a problem document."""
+    app.register_error_handler(Problem, render)
+    app.register_error_handler(HTTPException, _from_http)
+    app.register_error_handler(Exception, _unexpected)
+    for kind in _KNOWN:
+        app.register_error_handler(kind, _expected)
+
+
+def _expected(error: Exception) -> Response:
+    known = _KNOWN[type(error)]
+    if known.status == HTTPStatus.SERVICE_UNAVAILABLE:
+        log.warning("database unavailable", reason=str(error), request_id=g.get("request_id"))
+    return render(Problem(known.status, known.code, known.detail or str(error), headers=known.headers))
+
+
+def _from_http(error: HTTPException) -> Response:
+    status = error.code or 500
+    headers = {name: value for name, value in error.get_headers() if name in {"Allow", "Retry-After", "Location"}}
+    if status < HTTPStatus.BAD_REQUEST:
+        return Response(status=status, headers=headers)
+    return render(Problem(status, HTTPStatus(status).name.lower(), _explain(error, status), headers=headers))
+
+
+def _explain(error: HTTPException, status: int) -> str:
+    if status == HTTPStatus.NOT_FOUND:
+        return "There is nothing at this address; /docs lists what there is."
+    if status == HTTPStatus.METHOD_NOT_ALLOWED:
+        allowed = ", ".join(sorted(getattr(error, "valid_methods", None) or ()))
+        return f"{request.method} is not allowed here; allowed: {allowed}."
+    if isinstance(error, RequestEntityTooLarge):
+        return "The body is larger than this server takes (STOKER_MAX_BODY_BYTES)."
+    return error.description or HTTPStatus(status).description
+
+
+def _unexpected(error: Exception) -> Response:
+    # Only where it happened: an exception's text may hold what the client sent.
+    frames = [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in traceback.extract_tb(error.__traceback__)]
+    log.error("unexpected error", kind=type(error).__name__, frames=frames, request_id=g.get("request_id"))
+    return render(
+        Problem(500, "internal_error", "Something went wrong on this server; its log has more under this request_id.")
+    )
+
+
+def from_pydantic(found: Sequence[Any], prefix: str = "") -> Problem:
+    """Return the 422 for what pydantic found wrong (`ValidationError.errors()`); values are left out."""
+    errors = []
+    for item in found[:MOST_ERRORS]:
+        # Keys of maps are the client's own, of any length.
+        where = ".".join(str(part)[:64] for part in item["loc"])
+        errors.append(FieldError(prefix + where, str(item["msg"]), str(item["type"])))
+    detail = "; ".join(f"{error.field}: {error.message}" for error in errors[:3])
+    return Problem(422, "invalid_request", detail, errors=errors)

@@ -1,0 +1,103 @@
+"""Is it alive, is it ready, what does it count: `/livez`, `/readyz`, `/metrics`."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+
+import redis
+from flask import Response
+from flask_openapi.blueprint import APIBlueprint
+from flask_openapi.models.tag import Tag
+from prometheus_client.metrics_core import GaugeMetricFamily
+
+from models import schema
+from models.census import Census, take
+from models.db import Database
+from models.errors import DatabaseUnavailable
+from stoker.settings import Settings
+from webapi import answers, metrics
+from webapi.context import here
+from webapi.errors import Problem
+from webapi.openapi import problems
+
+api = APIBlueprint("health", __name__, abp_tags=[Tag(name="health")], abp_responses=problems(422, 500))
+
+KEEP = 5.0
+MOST_SHARE = 0.05
+"""Of the time, spent on counting: on a very large queue the counts are older instead."""
+
+
+@api.get("/livez", operation_id="livez", responses={200: {"content": {"application/json": {}}}})
+def livez() -> Response:
+    """Tell that the process answers; looks at nothing else."""
+    return answers.respond(answers.encode({"status": "ok"}))
+
+
+@api.get("/readyz", operation_id="readyz", responses={200: {"content": {"application/json": {}}}, **problems(503)})
+def readyz() -> Response:
+    """Tell whether jobs are taken: the database answers and its schema is right. Without Redis it is only slower."""
+    context = here()
+    try:
+        schema.check(context.database)
+    except schema.SchemaOutdated as error:
+        raise Problem(503, "schema_outdated", str(error), headers={"Retry-After": "5"}) from error
+    reachable = _redis_answers(context.settings)
+    parts = {"database": "ok", "schema": "ok", "redis": "ok" if reachable else "unreachable"}
+    return answers.respond(answers.encode({"status": "ok" if reachable else "degraded", **parts}))
+
+
+def _redis_answers(settings: Settings) -> bool:
+    url = settings.redis_url.replace("redis+socket://", "unix://")
+    try:
+        with redis.Redis.from_url(url, socket_timeout=0.3, socket_connect_timeout=0.3) as client:
+            return bool(client.ping())
+    except (redis.RedisError, OSError):
+        return False
+
+
+@api.get("/metrics", operation_id="metrics", responses={200: {"content": {"text/plain": {}}}, **problems(503)})
+def show_metrics() -> Response:
+    """Show metrics as Prometheus reads them."""
+    context = here()
+    body, kind = metrics.page(_gauges(_counted(context.database, context.settings)))
+    return Response(body, content_type=kind)
+
+
+class _Kept:
+    """The last census of this process."""
+
+    lock = threading.Lock()
+    census: Census | None = None
+    until = 0.0
+
+
+def _counted(database: Database, settings: Settings) -> Census | None:
+    with _Kept.lock:
+        if time.monotonic() >= _Kept.until:
+            started = time.monotonic()
+            try:
+                with database.reading() as tx:
+                    _Kept.census = take(tx, settings.engine_gone_after)
+            except DatabaseUnavailable:
+                _Kept.census = None  # the other metrics are worth showing
+            took = time.monotonic() - started
+            _Kept.until = time.monotonic() + max(KEEP, took / MOST_SHARE)
+        return _Kept.census
+
+
+def _gauges(census: Census | None) -> Iterator[GaugeMetricFamily]:
+    yield GaugeMetricFamily("stoker_database_up", "Whether the database answered.", value=census is not None)
+    if census is None:
+        return
+    jobs = GaugeMetricFamily("stoker_jobs_open", "Jobs that have not ended.", labels=["state", "lane", "model"])
+    for state, lane, model, count in census.jobs:
+        jobs.add_metric([state, lane, model], count)
+    yield jobs
+    ready = GaugeMetricFamily("stoker_batches_ready", "Batches that no engine has claimed.", labels=["model", "lane"])
+    for model, lane, count in census.ready:
+        ready.add_metric([model, lane], count)
+    yield ready
+    yield GaugeMetricFamily("stoker_engines_live", "Engines that take work.", value=census.engines)
+    yield GaugeMetricFamily("stoker_deliveries_pending", "Webhook events not delivered yet.", value=census.deliveries)

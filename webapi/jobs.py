@@ -1,0 +1,158 @@
+"""`/v1/jobs`: submit, look at, wait for, list and cancel jobs."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import time
+from typing import Any
+
+import msgspec
+import sqlalchemy as sa
+from flask import Response, g, request
+from flask_openapi.blueprint import APIBlueprint
+from flask_openapi.models.tag import Tag
+
+from models import idempotency, jobs, views
+from models.db import is_id
+from models.errors import DatabaseUnavailable, NotFound
+from models.jobs import NewJob
+from models.states import JOB
+from webapi import answers, json_body, paging
+from webapi.context import here
+from webapi.errors import OutcomeUnknown, Problem, invalid
+from webapi.openapi import body_of, problems
+from webapi.schemas import Job, JobList, JobPath, JobRequest, ListQuery, WaitQuery
+from webapi.submission import job_of
+
+api = APIBlueprint(
+    "jobs",
+    __name__,
+    url_prefix="/v1/jobs",
+    abp_tags=[Tag(name="jobs", description="One request to one model each.")],
+    abp_security=[{"key": []}],
+    abp_responses=problems(401, 403, 422, 500, 503),
+)
+
+_KEY = re.compile(r"[\x21-\x7e]{1,255}")
+
+
+@api.before_request
+def authenticate() -> None:
+    """Find out whose request this is."""
+    g.owner = here().keys.owner(request)
+
+
+@api.post(
+    "",
+    operation_id="createJob",
+    request_body=body_of(JobRequest),
+    responses={202: Job, **problems(400, 408, 409, 413, 415)},
+)
+def create() -> Response:
+    """Submit a job.
+
+    Answered once it is stored. With an `Idempotency-Key` header the same request can be sent again without making a
+    second job: it gets the same answer.
+    """
+    context = here()
+    raw = json_body.read(request, context.settings.max_body_bytes)
+    key = _idempotency_key()
+    new = job_of(json_body.parse(raw), g.owner, context.settings, context.known)
+    answer, replayed = _store(new, key, hashlib.sha256(raw).hexdigest())
+    context.doorbell.ring(new.model, new.lane)
+    headers = {"Location": f"/v1/jobs/{msgspec.json.decode(answer)['id']}"}
+    return answers.respond(answer, 202, **headers, **({"Idempotency_Replayed": "true"} if replayed else {}))
+
+
+def _idempotency_key() -> str | None:
+    key = request.headers.get("Idempotency-Key")
+    if key is not None and not _KEY.fullmatch(key):
+        raise invalid("Idempotency-Key", "must be 1 to 255 visible ASCII characters without blanks")
+    return key
+
+
+def _store(new: NewJob, key: str | None, fingerprint: str) -> tuple[str, bool]:
+    """Store a job and return its answer, or the answer that the same key got before (and True)."""
+    written = False
+    try:
+        with here().database.transaction() as tx:
+            if key is not None and (before := idempotency.begin(tx, new.owner, key, fingerprint)) is not None:
+                return before, True
+            job_id = jobs.submit(tx, new)
+            answer = answers.encode(answers.job(views.get(tx, new.owner, job_id), None)).decode()
+            if key is not None:
+                idempotency.finish(tx, new.owner, key, answer)
+            written = True
+    except DatabaseUnavailable as error:
+        if written:
+            raise OutcomeUnknown(str(error)) from error
+        raise
+    return answer, False
+
+
+@api.get("/<job_id>", operation_id="getJob", responses={200: Job, **problems(404)})
+def show(path: JobPath, query: WaitQuery) -> Response:
+    """Look at a job; with `wait`, as soon as it has ended or the seconds have passed."""
+    row, position = _look(path.job_id)
+    if query.wait and row.state in JOB.open:
+        row, position = _wait(path.job_id, query.wait)
+    return answers.respond(answers.encode(answers.job(row, position)))
+
+
+def _look(job_id: str) -> tuple[sa.Row[Any], int | None]:
+    if not is_id("job", job_id):
+        raise NotFound("job", job_id[:80])
+    with here().database.reading() as tx:
+        row = views.get(tx, g.owner, job_id)
+        return row, views.queue_position(tx, row)
+
+
+def _wait(job_id: str, seconds: float) -> tuple[sa.Row[Any], int | None]:
+    waiters = here().waiters
+    until = time.monotonic() + seconds
+    with waiters.registered(job_id) as maybe_ended:
+        while True:
+            # Looked at after registering: an end in between would wake nobody.
+            maybe_ended.clear()
+            row, position = _look(job_id)
+            left = until - time.monotonic()
+            if row.state in JOB.final or left <= 0 or waiters.stopping:
+                return row, position
+            maybe_ended.wait(left)
+
+
+@api.get(
+    "/<job_id>/result",
+    operation_id="getJobResult",
+    responses={200: {"content": {"application/json": {}}}, **problems(404)},
+)
+def result(path: JobPath) -> Response:
+    """Get the engine's answer alone, as the endpoint itself would have given it."""
+    row, _ = _look(path.job_id)
+    if row.state == "succeeded" and row.body is not None:
+        return answers.respond(row.body)
+    why = f" ({row.error_code})" if row.state == "failed" else ""
+    raise Problem(404, "no_result", f"Job {row.id} has no result: it is {row.state}{why}.")
+
+
+@api.get("", operation_id="listJobs", responses={200: JobList})
+def index(query: ListQuery) -> Response:
+    """List jobs, newest first, without their results."""
+    filters, after = paging.filters_of(query), paging.after_of(query)
+    with here().database.reading() as tx:
+        rows, more = views.page(tx, g.owner, filters, after=after, limit=query.limit)
+    data = [answers.job(row, None, with_result=False) for row in rows]
+    following = rows[-1].id if more else None
+    return answers.respond(answers.encode({"object": "list", "data": data, "has_more": more, "next_after": following}))
+
+
+@api.post("/<job_id>/cancel", operation_id="cancelJob", responses={200: Job, **problems(404, 409)})
+def cancel(path: JobPath) -> Response:
+    """Cancel a job that has not ended; 409 if it has."""
+    if not is_id("job", path.job_id):
+        raise NotFound("job", path.job_id[:80])
+    with here().database.transaction() as tx:
+        jobs.cancel(tx, g.owner, path.job_id)
+        row = views.get(tx, g.owner, path.job_id)
+    return answers.respond(answers.encode(answers.job(row, None)))

@@ -1,0 +1,189 @@
+"""JSON from outside: bytes in, checked values out, with the bytes of each value kept as they came.
+
+Nothing that a database or an engine would choke on passes: NUL, lone surrogates, numbers that are none, bottomless
+nesting. The bytes are kept because a number that goes through a float may come out as another one.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import structlog
+from flask import Request, Response
+from werkzeug.exceptions import ClientDisconnected, RequestEntityTooLarge
+
+from webapi.errors import FieldError, Problem
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIEnvironment
+
+log = structlog.get_logger("stoker.web")
+
+MOST_DEPTH = 64
+PAUSE = 10.0
+DRAIN = 5.0
+SMALL = 65536
+
+_ESCAPES = re.compile(
+    rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(u0000|u[dD][89a-fA-F][0-9a-fA-F]{2})|.)",
+    re.DOTALL,
+)
+"""A pair of surrogates, what is refused (group 1), or any other escape."""
+_BRACKETS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|([\[{])|([\]}])', re.DOTALL)
+
+_members = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_anything = msgspec.json.Decoder()
+
+
+@dataclass(frozen=True, slots=True)
+class JsonObject:
+    """A JSON object: `values` decoded, `raw` the bytes of each member as they were sent."""
+
+    values: dict[str, Any]
+    raw: dict[str, msgspec.Raw]
+
+    def nested(self, name: str) -> JsonObject:
+        """Return the member `name`, which is an object."""
+        return JsonObject(self.values[name], _members.decode(self.raw[name]))
+
+
+def read(request: Request, most_bytes: int) -> bytes:
+    """Return a request's JSON body as bytes, without ever holding more than `most_bytes`.
+
+    Raises Problem 408, 413 and 415.
+    """
+    _check_content_type(request)
+    try:
+        with _patience(request.environ, PAUSE):
+            raw = request.get_data(cache=False)
+            # A chunked body is cut at the limit without a word.
+            cut = len(raw) >= most_bytes and request.environ["wsgi.input"].read(1)
+    except ClientDisconnected:
+        raise Problem(408, "body_incomplete", f"The body stopped coming for {PAUSE:g} s.") from None
+    except RequestEntityTooLarge:
+        cut = True
+    if cut:
+        detail = f"The body is larger than the {most_bytes} bytes that this server takes (STOKER_MAX_BODY_BYTES)."
+        raise Problem(413, "body_too_large", detail)
+    return raw
+
+
+@contextmanager
+def _patience(environ: WSGIEnvironment, seconds: float) -> Iterator[None]:
+    """Let no read of the body wait longer than this: a client that stalls would keep a thread."""
+    connection = environ.get("gunicorn.socket")
+    if connection is not None:
+        connection.settimeout(seconds)
+    try:
+        yield
+    finally:
+        if connection is not None:
+            connection.settimeout(None)
+
+
+def is_left_over(request: Request, response: Response) -> bool:
+    """Tell whether a refused request may have a body that was not read, larger than the server drops by itself."""
+    if response.status_code < HTTPStatus.BAD_REQUEST:
+        return False
+    return (request.content_length or 0) > SMALL or "chunked" in request.headers.get("Transfer-Encoding", "")
+
+
+def answer_then_drain(response: Response, request: Request) -> Response:
+    """Send an answer at once, then read and drop what the client still sends, for some seconds.
+
+    A connection closed on unread bytes is reset, and a client that sends first and reads later would never see why.
+    """
+    document = response.get_data()
+    response.response = _drained(document, request.environ)
+    response.content_length = len(document)
+    return response
+
+
+def _drained(document: bytes, environ: WSGIEnvironment) -> Iterator[bytes]:
+    yield document
+    until = time.monotonic() + DRAIN
+    body = environ["wsgi.input"]
+    with _patience(environ, 1.0):
+        try:
+            while time.monotonic() < until and body.read(65536):
+                pass
+        except OSError as error:
+            log.debug("client went away", kind=type(error).__name__)
+
+
+def _check_content_type(request: Request) -> None:
+    kind = request.mimetype
+    if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
+        detail = f"Send JSON, with the header Content-Type: application/json (this request had {_shown(kind)})."
+        raise Problem(415, "unsupported_media_type", detail)
+    charset = request.mimetype_params.get("charset", "utf-8").lower()
+    if charset not in {"utf-8", "utf8", "us-ascii"}:
+        raise Problem(415, "unsupported_media_type", "Send JSON in UTF-8, without another charset in Content-Type.")
+    if request.headers.get("Content-Encoding", "identity").lower() != "identity":
+        raise Problem(415, "unsupported_media_type", "Send the body as it is, without a Content-Encoding.")
+
+
+def _shown(kind: str) -> str:
+    return kind if re.fullmatch(r"[\w.+/-]{1,100}", kind) else "none" if not kind else "another"
+
+
+def parse(raw: bytes) -> JsonObject:
+    """Return the JSON object in `raw`. Raises Problem: 400 for what is not JSON, 422 for what is refused."""
+    try:
+        raw.decode()
+    except UnicodeDecodeError as error:
+        raise _malformed(f"byte {error.start} is not UTF-8") from None
+    _refuse_characters(raw)
+    try:
+        values = _anything.decode(raw)
+    except RecursionError:
+        raise _too_deep() from None
+    except msgspec.ValidationError:
+        raise _refused("a number is out of range", "number_out_of_range") from None
+    except msgspec.DecodeError as error:
+        raise _malformed(str(error).removeprefix("JSON is malformed: ").lower()) from None
+    _refuse_depth(raw)
+    if not isinstance(values, dict):
+        raise _refused("the body must be a JSON object", "object_required")
+    return JsonObject(values, _members.decode(raw))
+
+
+def _refuse_characters(raw: bytes) -> None:
+    # Raw ones are no JSON; escaped ones are, but PostgreSQL stores neither, and no tokenizer knows them.
+    if b"\\u" not in raw:
+        return
+    for escape in _ESCAPES.finditer(raw):
+        if escape[1] == b"u0000":
+            raise _refused(f"a text has a NUL character (byte {escape.start()})", "nul_character")
+        if escape[1]:
+            raise _refused(f"a text has a lone surrogate (byte {escape.start()})", "lone_surrogate")
+
+
+def _refuse_depth(raw: bytes) -> None:
+    # Looked at only in valid JSON, where each quote has its end: elsewhere the search could be made slow on purpose.
+    if raw.count(b"[") + raw.count(b"{") <= MOST_DEPTH:
+        return
+    depth = 0
+    for found in _BRACKETS.finditer(raw):
+        depth += bool(found[1]) - bool(found[2])
+        if depth > MOST_DEPTH:
+            raise _too_deep()
+
+
+def _too_deep() -> Problem:
+    return _refused(f"the body is nested deeper than {MOST_DEPTH} levels", "nested_too_deep")
+
+
+def _malformed(why: str) -> Problem:
+    return Problem(400, "malformed_json", f"The body is not valid JSON: {why}.")
+
+
+def _refused(why: str, code: str) -> Problem:
+    return Problem(422, code, f"{why[0].upper()}{why[1:]}.", errors=[FieldError("", why, code)])

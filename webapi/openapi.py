@@ -1,0 +1,66 @@
+"""The OpenAPI page: what the library cannot see by itself."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import Any
+
+from flask import redirect
+from flask_openapi.models import OPENAPI3_REF_PREFIX, OPENAPI3_REF_TEMPLATE
+from flask_openapi.models.info import Info
+from flask_openapi.models.schema import Schema
+from flask_openapi.openapi import OpenAPI
+from pydantic import BaseModel
+from werkzeug.wrappers import Response
+
+from webapi.errors import PROBLEM, render_invalid
+from webapi.schemas import JobRequest, ProblemDocument
+
+ABOUT = (
+    "Jobs for language models: submit a prompt, poll or wait for its answer, or have it sent to a webhook. "
+    "Errors are problem documents (RFC 9457)."
+)
+
+
+def new_app(name: str, version: str) -> OpenAPI:
+    """Return an application with its documents at /openapi.json and /docs, complete without internet."""
+    app = OpenAPI(
+        name,
+        info=Info(title="stoker", version=version, description=ABOUT),
+        doc_prefix="/docs",
+        security_schemes={"key": {"type": "http", "scheme": "bearer", "description": "sk-stoker-..."}},
+        validation_error_model=ProblemDocument,
+        validation_error_callback=render_invalid,
+    )
+    app.openapi_version = "3.1.0"
+    for model in (JobRequest, ProblemDocument):
+        _add_schema(app, model)
+    app.add_url_rule("/openapi.json", "openapi_json", lambda: app.api_doc)
+    app.add_url_rule("/docs", "docs", _to_docs)
+    return app
+
+
+def _to_docs() -> Response:
+    return redirect("/docs/swagger")
+
+
+def _add_schema(app: OpenAPI, model: type[BaseModel]) -> None:
+    schema = model.model_json_schema(ref_template=OPENAPI3_REF_TEMPLATE)
+    for name, definition in schema.pop("$defs", {}).items():
+        app.components_schemas[name] = Schema(**definition)
+    app.components_schemas[model.__name__] = Schema(**schema)
+
+
+def body_of(model: type[BaseModel]) -> dict[str, Any]:
+    """Return the description of a JSON body that the view reads by itself."""
+    reference = {"$ref": f"{OPENAPI3_REF_PREFIX}/{model.__name__}"}
+    return {"required": True, "content": {"application/json": {"schema": reference}}}
+
+
+def problems(*statuses: int) -> dict[str | int | HTTPStatus, Any]:
+    """Return the descriptions of error answers."""
+    reference = {"$ref": f"{OPENAPI3_REF_PREFIX}/{ProblemDocument.__name__}"}
+    return {
+        status: {"description": HTTPStatus(status).phrase, "content": {PROBLEM: {"schema": reference}}}
+        for status in statuses
+    }

@@ -1,0 +1,36 @@
+"""Pages of a list: newest first, from behind the last id of the page before."""
+
+from __future__ import annotations
+
+from models.db import is_id
+from models.views import Filters
+from webapi.errors import FieldError, Problem, invalid
+from webapi.schemas import ListQuery
+
+PREFIX = "metadata."
+
+
+def filters_of(query: ListQuery) -> Filters:
+    """Return the filters that a query asks for. Raises Problem 422 for parameters that a list does not have."""
+    extra = query.model_extra or {}
+    unknown = [name for name in extra if not name.startswith(PREFIX) or name == PREFIX]
+    if unknown:
+        errors = [FieldError(name[:100], "there is no such parameter", "extra_forbidden") for name in unknown[:5]]
+        allowed = ", ".join([*ListQuery.model_fields, f"{PREFIX}<key>"])
+        raise Problem(422, "invalid_request", f"Unknown parameter; allowed: {allowed}.", errors=errors)
+    tags = {name.removeprefix(PREFIX): str(value) for name, value in extra.items()}
+    for key, value in tags.items():
+        # Both end up inside a JSON path or a text of the database.
+        if any(sign in key for sign in '"\\') or "\x00" in key + value:
+            raise invalid(f"{PREFIX}{key}", "quotes, backslashes and NUL cannot be searched for")
+    for name in ("model",):
+        if "\x00" in (getattr(query, name) or ""):
+            raise invalid(name, "must not have a NUL character")
+    return Filters(query.state, query.lane, query.model, tags)
+
+
+def after_of(query: ListQuery) -> str | None:
+    """Return the id to start behind. Raises Problem 422 when it is no job's id."""
+    if query.after is not None and not is_id("job", query.after):
+        raise invalid("after", "must be the id of a job (the last one of the page before)")
+    return query.after

@@ -1,0 +1,168 @@
+"""From what a client posts to a job that can be stored."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+from pydantic import ValidationError
+
+from models import addresses
+from models.jobs import NewJob, Webhook
+from stoker.settings import Settings
+from webapi import schemas
+from webapi.errors import FieldError, Problem, found_by, from_pydantic, invalid
+from webapi.json_body import JsonObject
+from webapi.known_models import KnownModel, KnownModels, estimate, texts
+from webapi.schemas import OWN_FIELDS, EngineBody, JobRequest
+
+CHAT = "/v1/chat/completions"
+COMPLETIONS = "/v1/completions"
+EMBEDDINGS = "/v1/embeddings"
+RESPONSES = "/v1/responses"
+
+CONTENT = {CHAT: "messages", COMPLETIONS: "prompt", EMBEDDINGS: "input", RESPONSES: "input"}
+"""The field that holds what each endpoint works on."""
+SHORT_FORMS = {"prompt": (CHAT, COMPLETIONS), "messages": (CHAT,), "input": (EMBEDDINGS, RESPONSES)}
+"""The endpoints of each short form, its default first."""
+ANSWER_LIMITS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What an engine is to be asked: the members of its body decoded, and as they were sent. `prefix` names them."""
+
+    endpoint: str
+    values: dict[str, Any] = field(repr=False)
+    raw: dict[str, msgspec.Raw] = field(repr=False)
+    prefix: str = ""
+
+
+def job_of(sent: JsonObject, owner: str, settings: Settings, known: KnownModels) -> NewJob:
+    """Return the job that a client's document describes. Raises Problem 422, naming each bad field."""
+    try:
+        asked = JobRequest.model_validate(sent.values)
+        call = _short_form(sent, asked) if asked.body is None else _long_form(sent, asked)
+    except ValidationError as error:
+        raise from_pydantic(found_by(error)) from None
+    model = _model(asked, call, settings.served_name, known)
+    prompts = list(texts(call.endpoint, call.values))
+    _refuse_too_long(call, prompts, model)
+    return NewJob(
+        owner=owner,
+        model=model.name,
+        endpoint=call.endpoint,
+        body=_body_text(call, model.name),
+        lane=asked.lane,
+        tokens=estimate(sum(map(len, prompts)), _answer_tokens(call, model)),
+        metadata=asked.metadata,
+        webhook=_webhook(asked, settings.webhook_networks),
+        expires_in=asked.expires_in,
+    )
+
+
+def _short_form(sent: JsonObject, asked: JobRequest) -> Call:
+    """Return the call made of `prompt`, `messages` or `input`, and of the fields that are not stoker's own."""
+    given = [name for name in SHORT_FORMS if getattr(asked, name) is not None]
+    if len(given) != 1:
+        allowed = "give exactly one of prompt, messages, input, or endpoint and body"
+        found = f"; this one has {' and '.join(given)}" if given else ""
+        errors = [FieldError(name, "only one of them is allowed", "one_of") for name in given]
+        errors = errors or [FieldError("prompt", "one of prompt, messages, input or body is required", "missing")]
+        raise Problem(422, "one_of", allowed + found + ".", errors=errors)
+    form = given[0]
+    endpoint = asked.endpoint or SHORT_FORMS[form][0]
+    if endpoint not in SHORT_FORMS[form]:
+        raise invalid("endpoint", f"with {form} it must be {' or '.join(SHORT_FORMS[form])}")
+    if asked.system is not None and (form, endpoint) != ("prompt", CHAT):
+        raise invalid("system", "goes only with prompt, for a chat")
+    raw = {name: value for name, value in sent.raw.items() if name not in OWN_FIELDS}
+    values = {name: value for name, value in sent.values.items() if name not in OWN_FIELDS}
+    if form == "prompt" and endpoint == CHAT:
+        content = _as_messages(sent, asked)
+        return Call(endpoint, values | {"messages": msgspec.json.decode(content)}, {"messages": content, **raw})
+    return Call(endpoint, values | {form: sent.values[form]}, {form: sent.raw[form], **raw})
+
+
+def _as_messages(sent: JsonObject, asked: JobRequest) -> msgspec.Raw:
+    roles = [("system", "system")] if asked.system is not None else []
+    chat = [{"role": role, "content": sent.raw[name]} for role, name in [*roles, ("user", "prompt")]]
+    return msgspec.Raw(msgspec.json.encode(chat))
+
+
+def _long_form(sent: JsonObject, asked: JobRequest) -> Call:
+    """Return the call given as `endpoint` and `body`."""
+    if asked.endpoint is None:
+        raise invalid("endpoint", f"is required with body: one of {', '.join(CONTENT)}", "missing")
+    beside = [name for name in sent.values if name not in OWN_FIELDS or name in {*SHORT_FORMS, "system"}]
+    if beside := [name for name in beside if sent.values[name] is not None]:
+        errors = [FieldError(name, "put it inside body", "beside_body") for name in beside]
+        raise Problem(422, "beside_body", f"With body, these belong inside it: {', '.join(beside)}.", errors=errors)
+    body = sent.nested("body")
+    try:
+        EngineBody.model_validate(body.values)
+    except ValidationError as error:
+        raise from_pydantic(found_by(error), "body.") from None
+    content = CONTENT[asked.endpoint]
+    if body.values.get(content) is None:
+        raise invalid(f"body.{content}", f"is required for {asked.endpoint}", "missing")
+    return Call(asked.endpoint, body.values, body.raw, "body.")
+
+
+def _model(asked: JobRequest, call: Call, default: str, known: KnownModels) -> KnownModel:
+    inside = call.values.get("model")
+    if inside is not None and asked.model is not None and inside != asked.model:
+        raise invalid("body.model", "differs from model; give one of them, or the same twice", "model_differs")
+    name = asked.model or inside or default
+    if (model := known.get(name)) is None:
+        where = "body.model" if inside is not None else "model"
+        raise invalid(where, f"{name!r} is not known; known: {', '.join(known.names()) or 'none'}", "model_not_found")
+    return model
+
+
+def _answer_tokens(call: Call, model: KnownModel) -> int | None:
+    """Return how many tokens the answer may have, None when the request does not say."""
+    if call.endpoint == EMBEDDINGS:
+        return 0
+    for name in ANSWER_LIMITS:
+        limit = call.values.get(name)
+        if limit is not None and model.max_model_len is not None and limit > model.max_model_len:
+            message = f"must be at most {model.max_model_len}, the context of {model.name}"
+            raise invalid(call.prefix + name, message, "less_than_equal")
+    given = [call.values[name] for name in ANSWER_LIMITS if call.values.get(name) is not None]
+    return min(given) * (call.values.get("n") or 1) if given else None
+
+
+def _refuse_too_long(call: Call, prompts: list[str], model: KnownModel) -> None:
+    if call.values.get("truncate_prompt_tokens") is not None:
+        return  # vLLM cuts the prompt itself
+    for text in prompts:
+        if (tokens := model.surely_too_long(text)) is not None:
+            message = f"has at least {tokens} tokens; {model.name} takes {model.max_model_len}"
+            raise invalid(call.prefix + CONTENT[call.endpoint], message, "context_length_exceeded")
+
+
+def _body_text(call: Call, model: str) -> str:
+    """Return the engine's body as JSON text: what was sent, byte for byte, and the model's name if it was missing."""
+    members = call.raw if call.values.get("model") is not None else {"model": model, **_without_model(call.raw)}
+    return msgspec.json.encode(members).decode()
+
+
+def _without_model(raw: dict[str, msgspec.Raw]) -> dict[str, msgspec.Raw]:
+    return {name: value for name, value in raw.items() if name != "model"}
+
+
+def _webhook(asked: JobRequest, networks: Sequence[str]) -> Webhook | None:
+    """Return where to tell of the end. Judged again at each try, when it is known where the name leads."""
+    if asked.webhook is not None and asked.webhook_url is not None:
+        raise invalid("webhook_url", "give webhook_url or webhook, not both", "one_of")
+    name, hook = "webhook.url", asked.webhook
+    if asked.webhook_url is not None:
+        name, hook = "webhook_url", schemas.Webhook(url=asked.webhook_url)
+    if hook is None:
+        return None
+    if (why := addresses.refusal(hook.url, networks)) is not None:
+        raise invalid(name, why)
+    return Webhook(hook.url, hook.secret or "", hook.include_result)
