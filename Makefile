@@ -31,6 +31,7 @@ check: setup ## Check format, lint, types and who imports whom
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
 	.venv/bin/mypy
+	.venv/bin/lint-imports
 
 format: setup ## Format the code and mend what the linter can
 	.venv/bin/ruff format .

@@ -1,0 +1,136 @@
+"""The command `stoker`: run the service, hand in jobs, look after keys and the database.
+
+Whatever a command needs is imported when it runs, so that `--help` and the HTTP commands answer at once.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from stoker import cli_admin, cli_jobs
+from stoker.console import DatabaseOption, DataOption, JsonOption, dim, fail, settings_errors
+
+app = typer.Typer(
+    name="stoker",
+    help="Feed GPUs: a queue of LLM jobs, batched onto vLLM.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.command(
+    epilog="Examples:\n\n  stoker up\n\n  stoker up --port 9000 --data /srv/stoker\n\n  "
+    "stoker up --model Qwen/Qwen2.5-7B-Instruct --database-url postgresql://stoker@db/stoker"
+)
+def up(
+    host: Annotated[str | None, typer.Option(envvar="STOKER_HOST", help="Address to listen on.")] = None,
+    port: Annotated[int | None, typer.Option(envvar="STOKER_PORT", help="Port; 0: a free one.")] = None,
+    data: DataOption = None,
+    database_url: DatabaseOption = None,
+    redis_url: Annotated[
+        str | None, typer.Option(envvar="STOKER_REDIS_URL", help="Redis to use.  [default: the bundled one]")
+    ] = None,
+    engine: Annotated[
+        str | None, typer.Option(envvar="STOKER_ENGINE", help="vllm, or fake for trials.  [default: vllm]")
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(envvar="STOKER_MODEL", help="Hugging Face id or folder.  [default: the demo model]"),
+    ] = None,
+    model_name: Annotated[
+        str | None, typer.Option(envvar="STOKER_MODEL_NAME", help="Name that clients ask for.")
+    ] = None,
+) -> None:
+    """Run the whole service on this machine, until Ctrl-C."""
+    from stoker.local import UpError
+    from stoker.local import up as run
+
+    began = time.monotonic()
+    options = {
+        "host": host,
+        "port": port,
+        "data": data,
+        "database_url": database_url,
+        "redis_url": redis_url,
+        "engine": engine,
+        "model": model,
+        "model_name": model_name,
+    }
+    given = {name: value for name, value in options.items() if value not in {None, ""}}
+
+    def say(text: str) -> None:
+        line = text if text.startswith("ready ") else f"{dim(f'{time.monotonic() - began:6.1f} s')}  {text}"
+        print(line, flush=True)
+
+    with settings_errors():
+        try:
+            status = run(given, say)
+        except UpError as error:
+            fail(str(error), error.status)
+    raise typer.Exit(status)
+
+
+@app.command(epilog="Example: kill -9 $(stoker ps --json | jq '.[] | select(.name == \"engine\").pid')")
+def ps(*, data: DataOption = None, as_json: JsonOption = False) -> None:
+    """List the processes of the `stoker up` that uses a data folder."""
+    from stoker.processes import Ledger
+
+    folder = (data or Path("var")).expanduser()
+    alive = [process for process in Ledger(folder / "run/processes.json").read() if process.alive]
+    if as_json:
+        print(json.dumps([{"name": process.name, "pid": process.pid} for process in alive]))
+        return
+    for process in alive:
+        print(f"{process.pid:>8}  {process.name}")
+    if not alive:
+        print(f"nothing runs in {folder}", file=sys.stderr)
+
+
+@app.command()
+def health(
+    part: Annotated[str, typer.Argument(metavar="PART", help="web, collector, worker, engine or beat.")],
+) -> None:
+    """Fail unless a part of the service does its work."""
+    from stoker.health import PARTS, Unhealthy
+    from stoker.settings import load
+
+    if part not in PARTS:
+        fail(f"there is no part {part!r}: choose one of {', '.join(PARTS)}", 2)
+    with settings_errors():
+        try:
+            PARTS[part](load())
+        except Unhealthy as error:
+            fail(str(error))
+    print("ok")
+
+
+@app.command()
+def demo(
+    engine: Annotated[str, typer.Option(help="vllm, or fake for a quick look.")] = "vllm",
+    data: Annotated[Path, typer.Option(help="Folder for the demo's data.")] = Path("var/demo"),
+) -> None:
+    """See real answers go the whole way, then stop everything."""
+    from stoker.demo import DemoFailed, run
+
+    try:
+        run(engine, data)
+    except DemoFailed as error:
+        fail(str(error))
+
+
+app.add_typer(cli_jobs.app)
+app.add_typer(cli_admin.keys, name="keys")
+app.add_typer(cli_admin.db, name="db")
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,71 @@
+"""The processes that make up the service: their commands and what their environment says.
+
+The one place for them: `stoker up` starts what stands here, and a test holds the Procfile and docker-compose.yml to it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import stoker
+from stoker.settings import Settings
+
+_WORKER = ("celery", "-A", "tasks.app", "worker", "--without-gossip", "--without-mingle", "-P", "threads")
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """One process to keep running. `inherit` are the file descriptors that it gets."""
+
+    name: str
+    command: tuple[str, ...]
+    folder: Path
+    environment: Mapping[str, str] = field(repr=False)
+    inherit: tuple[int, ...] = ()
+
+
+def commands(settings: Settings) -> dict[str, tuple[str, ...]]:
+    """Return each process's command as a Procfile has it, in the order in which they are started."""
+    engine = f"engine.{settings.engine_name}"
+    return {
+        "engine": (*_WORKER, "-c", str(settings.engine_threads), "-Q", engine, "-n", f"{engine}@%h"),
+        "web": ("gunicorn", "-c", "python:webapi.gunicorn_conf", "webapi.app:create_app()"),
+        "collector": (*_WORKER, "-c", "8", "-Q", "collector", "-n", "collector@%h"),
+        "worker": (*_WORKER, "-c", "4", "-Q", "default", "-n", "worker@%h"),
+        # Without a schedule file: nothing to corrupt, and every period is seconds long.
+        "beat": ("celery", "-A", "tasks.app", "beat", "-S", "celery.beat:Scheduler"),
+    }
+
+
+def environment(settings: Settings, inherited: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment of every process: what is `inherited`, and each setting explicitly."""
+    given = {f"STOKER_{name.upper()}": _text(getattr(settings, name)) for name in type(settings).model_fields}
+    made = {**inherited, **given, "PROMETHEUS_MULTIPROC_DIR": str(settings.data / "metrics"), "PYTHONUNBUFFERED": "1"}
+    source = Path(stoker.__file__).parent.parent
+    if source.name != "site-packages":
+        # From a checkout: the processes run this very code, wherever they are started.
+        made["PYTHONPATH"] = os.pathsep.join(filter(None, (str(source), inherited.get("PYTHONPATH"))))
+    return made
+
+
+def services(settings: Settings, inherited: Mapping[str, str], listener: int) -> list[Service]:
+    """Return the processes of one machine but Redis. `listener` is the bound socket that the web server is to use."""
+    base = environment(settings, inherited)
+    made = []
+    for name, (program, *arguments) in commands(settings).items():
+        command = (sys.executable, "-m", program, *arguments)
+        if name == "web":
+            # Handed over, not bound anew: while the web server is started again, clients wait instead of being refused.
+            bound = base | {"GUNICORN_CMD_ARGS": f"--bind fd://{listener}"}
+            made.append(Service(name, command, settings.data, bound, (listener,)))
+        else:
+            made.append(Service(name, command, settings.data, base))
+    return made
+
+
+def _text(value: object) -> str:
+    return "" if value is None else str(value)

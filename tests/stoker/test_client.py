@@ -1,0 +1,128 @@
+"""The client, against the real application on a loopback port."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+
+import httpx
+import pytest
+from flask import Flask
+
+from models import jobs
+from models.db import Database, new_id
+from models.jobs import Settled
+from models.results import NewResult
+from stoker.client import Client, StokerAPIError
+from stoker.settings import load
+from tests import servers
+from webapi.app import create_app
+from webapi.context import EXTENSION
+
+
+class _Quiet(WSGIRequestHandler):
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def app(sqlite_url: str, redis_url: str) -> Iterator[Flask]:
+    """Return the application on SQLite."""
+    made = create_app(load(database_url=sqlite_url, redis_url=redis_url, engine="fake"))
+    yield made
+    made.extensions[EXTENSION].close()
+
+
+@pytest.fixture
+def client(app: Flask) -> Iterator[Client]:
+    """Return a client of a server that runs the application."""
+    with make_server("127.0.0.1", 0, app, WSGIServer, _Quiet) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        with Client(f"http://127.0.0.1:{server.server_port}") as made:
+            yield made
+        server.shutdown()
+        thread.join()
+
+
+def end(database: Database, job_id: str) -> None:
+    """Bring a job to its end, as an engine would."""
+    batch_id = new_id("batch")
+    this = jobs.table.c.id == job_id
+    answer = '{"choices":[{"message":{"content":"Paris"}}]}'
+    with database.transaction() as tx:
+        jobs.move(tx, "batched", this, batch_id=batch_id)
+        jobs.move(tx, "running", this, attempts=1)
+        jobs.settle(tx, batch_id, "engine", [Settled(job_id, "succeeded", NewResult(200, answer))])
+
+
+def test_submit_wait_result(client: Client, sqlite_database: Database) -> None:
+    """A job is submitted, waited for, and its answer read."""
+    job = client.submit(prompt="The capital of France?", max_tokens=5, metadata={"run": "1"})
+    assert (job.state, job.metadata, job.ended) == ("queued", {"run": "1"}, False)
+    end(sqlite_database, job.id)
+    done = client.wait(job.id, timeout=10)
+    assert (done.state, done.text, done.ended) == ("succeeded", "Paris", True)
+    assert client.result(job.id) == done.result
+    assert [found.id for found in client.list(metadata={"run": "1"}, state="succeeded")] == [job.id]
+
+
+def test_wait_gives_up(client: Client) -> None:
+    """When the seconds have passed it is a TimeoutError that names the state."""
+    job = client.submit(prompt="hi")
+    with pytest.raises(TimeoutError, match="queued"):
+        client.wait(job.id, timeout=0.3)
+
+
+def test_a_refusal_is_told_in_words(client: Client) -> None:
+    """The problem's text, status, code and request id."""
+    with pytest.raises(StokerAPIError, match="temperature") as refused:
+        client.submit(prompt="hi", temperature=3)
+    assert (refused.value.status, refused.value.code) == (422, "invalid_request")
+    assert refused.value.request_id
+    job = client.submit(prompt="hi")
+    assert client.cancel(job.id).state == "cancelled"
+    with pytest.raises(StokerAPIError, match="already cancelled"):
+        client.cancel(job.id)
+
+
+def test_a_key_makes_one_job(client: Client) -> None:
+    """The same key twice is the same job; without one each submit is a job of its own."""
+    first = client.submit(prompt="hi", idempotency_key="k")
+    assert client.submit(prompt="hi", idempotency_key="k").id == first.id
+    assert client.submit(prompt="hi").id != first.id
+
+
+def test_nobody_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A service that does not answer is an error after some tries."""
+    monkeypatch.setattr("stoker.client.time.sleep", lambda _: None)
+    with Client(f"http://127.0.0.1:{servers.free_port()}") as client, pytest.raises(StokerAPIError, match="answer"):
+        client.get("job_x")
+
+
+def test_only_what_is_safe_is_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """GET, and POST with an Idempotency-Key, are tried again after 429 and 503, as late as asked; cancel is not."""
+    pauses: list[float] = []
+    monkeypatch.setattr("stoker.client.time.sleep", pauses.append)
+    asked: list[httpx.Request] = []
+
+    def busy(request: httpx.Request) -> httpx.Response:
+        asked.append(request)
+        return httpx.Response(503, headers={"Retry-After": "3"}, json={"detail": "busy", "code": "busy"})
+
+    client = Client()
+    client._http.close()
+    client._http = httpx.Client(base_url="http://x", transport=httpx.MockTransport(busy))
+    for call, times in (
+        (lambda: client.submit(prompt="hi"), 5),
+        (lambda: client.get("j"), 5),
+        (lambda: client.cancel("j"), 1),
+    ):
+        asked.clear()
+        with pytest.raises(StokerAPIError, match="busy"):
+            call()
+        assert len(asked) == times
+    assert set(pauses) == {3.0}
+    assert len({request.headers.get("Idempotency-Key") for request in asked}) == 1
+    client.close()
