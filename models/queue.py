@@ -37,7 +37,7 @@ collectors = sa.Table(
 """Which collector has promised to look again, and when: the others need not wait as well."""
 
 _job = jobs.table.c
-_MOST_READ = 4096
+_MOST_READ = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +108,9 @@ def candidates(tx: sa.Connection, model: str, lane: str, last_owner: str, most: 
 
 
 def _depth(most: int, owners: int) -> int:
-    # How far to read each owner's line: enough for one owner to fill the batch, but bounded when there are many.
-    return most if most * owners <= _MOST_READ else max(1, _MOST_READ // owners)
+    # How far to read each owner's line: enough for one owner to fill the batch, but bounded when there are many. So
+    # many owners that each needs to give one job only are not read any further: that would cost with the queue's depth.
+    return 1 if owners >= most else min(most, max(_MOST_READ, most) // max(1, owners))
 
 
 def _owners_sqlite(tx: sa.Connection, model: str, lane: str, last_owner: str, most: int) -> list[str]:
@@ -156,7 +157,8 @@ _CANDIDATES = sa.text(
     ), owners AS (
         SELECT owner, nth FROM behind UNION ALL SELECT owner, nth + :most FROM before ORDER BY nth LIMIT :most
     ), counted AS (
-        SELECT owner, nth, least(:most, greatest(1, :read / count(*) OVER ()))::bigint AS depth FROM owners
+        SELECT owner, nth, CASE WHEN total >= :most THEN 1 ELSE least(:most, :read / total) END AS depth
+        FROM (SELECT owner, nth, count(*) OVER () AS total FROM owners) numbered
     )
     SELECT line.id, counted.owner, line.tokens, line.pos FROM counted CROSS JOIN LATERAL (
         SELECT id, tokens, pos FROM jobs
@@ -168,7 +170,7 @@ _CANDIDATES = sa.text(
 
 
 def _candidates_postgresql(tx: sa.Connection, model: str, lane: str, last_owner: str, most: int) -> list[Candidate]:
-    values = {"model": model, "lane": lane, "last": last_owner, "most": most, "read": _MOST_READ}
+    values = {"model": model, "lane": lane, "last": last_owner, "most": most, "read": max(_MOST_READ, most)}
     return [Candidate(*row) for row in tx.execute(_CANDIDATES, values)]
 
 

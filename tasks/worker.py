@@ -136,6 +136,8 @@ class Worker:
     def run(self) -> None:
         """Claim the best READY batch and run it, again until there is none or no room: what a doorbell asks for."""
         while (flight := self._claim()) is not None:
+            # Rings for several batches that were cut at once are one: this thread, which is busy now, wakes the next.
+            self._doorbell.engine(self._mine.engine)
             self._ring_collector()
             try:
                 self._run(flight)

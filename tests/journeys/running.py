@@ -13,7 +13,7 @@ from pathlib import Path
 from queue import SimpleQueue
 
 from stoker.client import Client, Job
-from tasks.proc import look
+from tasks.proc import running
 
 READY_WITHIN = 90.0
 NAMES = ["redis", "engine", "web", "collector", "worker", "beat"]
@@ -69,14 +69,17 @@ class Up:
 
 
 def left_of(data: Path) -> list[int]:
-    """Return every living process of a data folder: told by where it runs, not by our own books."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and look(int(entry.name)) is not None:
-            with suppress(OSError):
-                if (entry / "cwd").readlink().is_relative_to(data):
-                    found.append(int(entry.name))
-    return found
+    """Return every living process of a data folder, its `stoker up` first: told by /proc, not by our own books."""
+    return sorted(process.pid for process in running() if _is_of(process.pid, data))
+
+
+def _is_of(pid: int, data: Path) -> bool:
+    entry = Path("/proc", str(pid))
+    with suppress(OSError):
+        return str(data).encode() in (entry / "cmdline").read_bytes().split(b"\0") or (
+            (entry / "cwd").readlink().is_relative_to(data)
+        )
+    return False
 
 
 def finished(client: Client, **params: object) -> Job:

@@ -30,7 +30,7 @@ def stock(database: Database, line: Line) -> None:
 def naive(line: Line, last_owner: str, most: int, read: int) -> Line:
     """Return what `candidates` should: in plain Python, by looking at everything."""
     owners = sorted({owner for owner, _ in line}, key=lambda owner: (owner <= last_owner, owner))[:most]
-    depth = most if most * len(owners) <= read else max(1, read // len(owners))
+    depth = 1 if len(owners) >= most else min(most, max(read, most) // max(1, len(owners)))
     return [(owner, pos) for owner in owners for pos in sorted(pos for other, pos in line if other == owner)[:depth]]
 
 
