@@ -111,6 +111,16 @@ def seen(tx: sa.Connection, mine: Incarnation) -> bool:
     return tx.execute(alive).rowcount == 1
 
 
+def working(tx: sa.Connection, old: Incarnation, within: float, *, loading: bool) -> bool:
+    """Tell whether an incarnation is at work: seen within so many seconds and not gone.
+
+    With `loading` also one that is still starting, which gives no signs of life.
+    """
+    mine = sa.select(table.c.state, (table.c.seen_at > now() - within).label("seen"))
+    row = tx.execute(mine.where(table.c.id == old.engine, table.c.incarnation == old.id)).one_or_none()
+    return row is not None and row.state != "gone" and bool(row.seen or (loading and row.state == "starting"))
+
+
 def leave(tx: sa.Connection, mine: Incarnation, state: str) -> None:
     """Close an engine for work: `draining`, then `gone`."""
     mine_only = (table.c.id == mine.engine, table.c.incarnation == mine.id)

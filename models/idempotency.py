@@ -43,6 +43,12 @@ def begin(tx: sa.Connection, owner: str, key: str, fingerprint: str) -> str | No
     return str(first.answer)
 
 
+def answered(tx: sa.Connection, owner: str, key: str, fingerprint: str) -> str | None:
+    """Return the answer that this key and body got before, if any; takes nothing."""
+    mine = (table.c.owner == owner, table.c.key == key, table.c.fingerprint == fingerprint)
+    return tx.execute(sa.select(table.c.answer).where(*mine)).scalar_one_or_none()
+
+
 def finish(tx: sa.Connection, owner: str, key: str, answer: str) -> None:
     """Store the answer, in the transaction of the work itself."""
     mine = (table.c.owner == owner, table.c.key == key)

@@ -47,11 +47,11 @@ bodies = sa.Table(
     "bodies",
     metadata,
     sa.Column("job_id", Id, primary_key=True),
-    sa.Column("body", sa.Text, nullable=False),
     sa.Column("metadata", sa.JSON(none_as_null=True)),
     sa.Column("webhook_url", sa.Text),
     sa.Column("webhook_secret", sa.Text),
     sa.Column("webhook_include_result", sa.Boolean, nullable=False),
+    sa.Column("body", sa.Text, nullable=False),  # the last: SQLite walks over all of it to what lies behind
 )
 
 _QUEUED = sa.text("state = 'queued' AND cohort_id IS NULL")
@@ -104,6 +104,15 @@ class NewJob:
 
 
 @dataclass(frozen=True, slots=True)
+class Stored:
+    """What the database added to a new job. Times in seconds since 1970."""
+
+    id: str
+    created_at: float
+    expires_at: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class Settled:
     """What became of one running job: its next state and what is stored with it; `run_in` (seconds) when delayed."""
 
@@ -144,21 +153,32 @@ def lock(tx: sa.Connection, *where: sa.ColumnElement[bool]) -> list[str]:
     return list(tx.execute(sa.select(table.c.id).where(OPEN, *where).order_by(table.c.id).with_for_update()).scalars())
 
 
-_insert_job = sa.insert(table).values(
-    state="queued",
-    pos=micros(),
-    attempts=0,
-    deferrals=0,
-    lone_deaths=0,
-    created_at=now(),
-    expires_at=now() + sa.bindparam("expires_in", type_=sa.Double),
-    **{name: sa.bindparam(name) for name in ("id", "owner", "model", "lane", "endpoint", "tokens", "notify")},
+_insert_job = (
+    sa.insert(table)
+    .values(
+        state="queued",
+        pos=micros(),
+        attempts=0,
+        deferrals=0,
+        lone_deaths=0,
+        created_at=now(),
+        expires_at=now() + sa.bindparam("expires_in", type_=sa.Double),
+        **{name: sa.bindparam(name) for name in ("id", "owner", "model", "lane", "endpoint", "tokens", "notify")},
+    )
+    .returning(table.c.id, table.c.created_at, table.c.expires_at)
 )
-_insert_body = sa.insert(bodies)
+_insert_body = sa.insert(bodies).values(
+    {column.name: sa.bindparam(f"{column.name}_", type_=column.type) for column in bodies.c}
+)
 
 
-def submit(tx: sa.Connection, new: NewJob) -> str:
-    """Store a job as queued and return its id."""
+# One statement where the database can: each is a round trip, and a POST has few others.
+_job_row = _insert_job.cte("job_row")
+_insert_both = sa.select(_job_row).add_cte(_insert_body.cte("body_row"))
+
+
+def submit(tx: sa.Connection, new: NewJob) -> Stored:
+    """Store a job as queued."""
     job_id = new_id("job")
     hook = new.webhook
     job = {
@@ -172,16 +192,18 @@ def submit(tx: sa.Connection, new: NewJob) -> str:
         "expires_in": new.expires_in,
     }
     body = {
-        "job_id": job_id,
-        "body": new.body,
-        "metadata": None if new.metadata is None else dict(new.metadata),
-        "webhook_url": hook and hook.url,
-        "webhook_secret": (hook and hook.secret) or None,
-        "webhook_include_result": hook is not None and hook.include_result,
+        "job_id_": job_id,
+        "body_": new.body,
+        "metadata_": None if new.metadata is None else dict(new.metadata),
+        "webhook_url_": hook and hook.url,
+        "webhook_secret_": (hook and hook.secret) or None,
+        "webhook_include_result_": hook is not None and hook.include_result,
     }
-    tx.execute(_insert_job, job)
+    if tx.dialect.name == "postgresql":
+        return Stored(*tx.execute(_insert_both, job | body).one())
+    stored = Stored(*tx.execute(_insert_job, job).one())
     tx.execute(_insert_body, body)
-    return job_id
+    return stored
 
 
 def settle(tx: sa.Connection, batch_id: str, engine_id: str, outcomes: Sequence[Settled]) -> set[str]:
@@ -255,37 +277,6 @@ def cancel(tx: sa.Connection, owner: str, job_id: str) -> None:
             raise NotFound("job", job_id)
         raise AlreadyFinished(job_id, state)
     announce(tx, moved, "cancelled")
-
-
-_EXPIRING = (table.c.expires_at <= now(), table.c.expires_at.is_not(None), OPEN)
-_DELAY_OVER = (table.c.state == literal("delayed"), table.c.run_at <= now())
-
-
-def expire(tx: sa.Connection, limit: int = 200) -> list[str]:
-    """Expire up to `limit` open jobs whose time has passed; return their ids."""
-    due = sa.select(table.c.id).where(*_EXPIRING).order_by(table.c.expires_at).limit(limit)
-    ids = tx.execute(due).scalars().all()
-    if not ids:
-        return []
-    moved = move(tx, "expired", among(table.c.id, ids), finished_at=now())
-    announce(tx, moved, "expired")
-    return [row.id for row in moved]
-
-
-def release_due(tx: sa.Connection, limit: int = 200) -> set[str]:
-    """Queue again up to `limit` delayed jobs whose time has come; return the models they are for."""
-    due = sa.select(table.c.id).where(*_DELAY_OVER).order_by(table.c.run_at).limit(limit)
-    ids = tx.execute(due).scalars().all()
-    if not ids:
-        return set()
-    moved = move(tx, "queued", among(table.c.id, ids), sources=["delayed"], run_at=None, pos=micros())
-    return {row.model for row in moved}
-
-
-def any_due(tx: sa.Connection) -> bool:
-    """Tell whether a job is to expire or to be queued again."""
-    either = sa.or_(sa.exists().where(*_EXPIRING), sa.exists().where(*_DELAY_OVER))
-    return tx.execute(sa.select(either)).scalar_one()
 
 
 def stopped(tx: sa.Connection, running: Mapping[str, Iterable[str]]) -> list[str]:

@@ -30,7 +30,6 @@ _COLUMNS = (
     _body.metadata.label("tags"),
     _body.webhook_url,
     _result.status,
-    _result.body,
     _result.error_code,
     _result.error_message,
     _result.prompt_tokens,
@@ -52,7 +51,7 @@ class Filters:
 
 def get(tx: sa.Connection, owner: str, job_id: str) -> AnyRow:
     """Return one job with its result. Raises NotFound."""
-    found = sa.select(*_COLUMNS).select_from(_SOURCE).where(_job.id == job_id, _job.owner == owner)
+    found = sa.select(*_COLUMNS, _result.body).select_from(_SOURCE).where(_job.id == job_id, _job.owner == owner)
     row = tx.execute(found).one_or_none()
     if row is None:
         raise NotFound("job", job_id)
@@ -62,7 +61,7 @@ def get(tx: sa.Connection, owner: str, job_id: str) -> AnyRow:
 def page(
     tx: sa.Connection, owner: str, filters: Filters, *, after: str | None, limit: int
 ) -> tuple[Sequence[AnyRow], bool]:
-    """Return up to `limit` jobs, newest first, from behind the id `after`, and whether there are more."""
+    """Return up to `limit` jobs from behind the id `after`, newest first, without results, and whether more follow."""
     chosen = sa.select(_job.id).where(_job.owner == owner)
     if after is not None:
         chosen = chosen.where(_job.id < after)

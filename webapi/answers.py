@@ -8,6 +8,8 @@ import msgspec
 import sqlalchemy as sa
 from flask import Response
 
+from models.jobs import NewJob, Stored
+
 JSON = "application/json"
 
 
@@ -32,6 +34,29 @@ def job(row: sa.Row[Any], position: int | None, *, with_result: bool = True) -> 
         "error": _error(row),
         "metadata": row.tags or {},
         "webhook_url": row.webhook_url,
+    }
+
+
+def accepted(new: NewJob, stored: Stored) -> dict[str, Any]:
+    """Return the document of a job that was stored just now, without reading it again."""
+    return {
+        "id": stored.id,
+        "object": "job",
+        "state": "queued",
+        "lane": new.lane,
+        "model": new.model,
+        "endpoint": new.endpoint,
+        "attempts": 0,
+        "created_at": _rounded(stored.created_at),
+        "started_at": None,
+        "finished_at": None,
+        "expires_at": _rounded(stored.expires_at),
+        "queue_position": None,
+        "usage": None,
+        "result": None,
+        "error": None,
+        "metadata": new.metadata or {},
+        "webhook_url": new.webhook and new.webhook.url,
     }
 
 

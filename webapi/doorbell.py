@@ -35,12 +35,13 @@ class Doorbell:
         self._settings = settings
         self._pid = 0
         self._closed = False
+        self._complained_at = -QUIET
         self._start_lock = threading.Lock()
 
     def ring(self, model: str, lane: str) -> None:
         """Ask for a look at a model's lane, soon; never waits and never fails."""
-        if self._pid != os.getpid():
-            self._start()
+        if self._pid != os.getpid() and not self._start():
+            return
         with self._lock:
             if len(self._pending) < MOST_PENDING:
                 self._pending[model, lane] = None
@@ -52,17 +53,21 @@ class Doorbell:
         if self._pid == os.getpid():
             self._rung.set()
 
-    def _start(self) -> None:
+    def _start(self) -> bool:
         with self._start_lock:
             if self._pid == os.getpid():
-                return
+                return True
             # Nothing of a parent's is used after a fork: neither its lock nor its connections.
             self._lock = threading.Lock()
             self._pending: dict[tuple[str, str], None] = {}
             self._rung = threading.Event()
-            self._complained_at = -QUIET
+            try:
+                threading.Thread(target=self._run, name="doorbell", daemon=True).start()
+            except RuntimeError as error:  # no thread to be had; the next ring tries again
+                self._failed(error)
+                return False
             self._pid = os.getpid()
-            threading.Thread(target=self._run, name="doorbell", daemon=True).start()
+            return True
 
     def _run(self) -> None:
         celery = _celery(self._settings)
@@ -92,6 +97,8 @@ class Doorbell:
                 with self._lock:
                     self._pending = dict.fromkeys(rings[at:]) | self._pending
                 return False
+            except Exception as error:  # noqa: BLE001  # it would end the thread, and with it every later ring
+                self._failed(error)  # not kept: it may be this ring that cannot be sent
         return True
 
     def _failed(self, error: Exception) -> None:

@@ -22,6 +22,7 @@ from models.errors import AlreadyFinished, DatabaseUnavailable, KeyBusy, KeyReus
 log = structlog.get_logger("stoker.web")
 
 MOST_ERRORS = 20
+MOST_NAME = 64
 PROBLEM = "application/problem+json"
 
 
@@ -58,6 +59,10 @@ class OutcomeUnknown(Exception):
     """The database went away while it committed: the job may be stored or not."""
 
 
+class CancelUnknown(OutcomeUnknown):
+    """The same, of a job that was to be cancelled."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Known:
     status: int
@@ -87,6 +92,13 @@ _KNOWN: dict[type[Exception], _Known] = {
         "outcome_unknown",
         "The database went away while it stored the job: whether the job exists is unknown. Send the same request "
         "again with the same Idempotency-Key; without such a key a second job may come of it.",
+        {"Retry-After": "2"},
+    ),
+    CancelUnknown: _Known(
+        503,
+        "outcome_unknown",
+        "The database went away while it cancelled the job: look at the job to see whether it is cancelled, and "
+        "cancel it again if it is not.",
         {"Retry-After": "2"},
     ),
 }
@@ -171,7 +183,7 @@ def from_pydantic(found: Sequence[Any], prefix: str = "") -> Problem:
     errors = []
     for item in found[:MOST_ERRORS]:
         # Keys of maps are the client's own, of any length.
-        where = ".".join(str(part)[:64] for part in item["loc"])
+        where = ".".join(str(part)[:MOST_NAME] for part in item["loc"])
         errors.append(FieldError(prefix + where, str(item["msg"]), str(item["type"])))
     detail = "; ".join(f"{error.field}: {error.message}" for error in errors[:3])
     return Problem(422, "invalid_request", detail, errors=errors)

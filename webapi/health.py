@@ -80,10 +80,11 @@ def _counted(database: Database, settings: Settings) -> Census | None:
             try:
                 with database.reading() as tx:
                     _Kept.census = take(tx, settings.engine_gone_after)
+                keep = max(KEEP, (time.monotonic() - started) / MOST_SHARE)
             except DatabaseUnavailable:
-                _Kept.census = None  # the other metrics are worth showing
-            took = time.monotonic() - started
-            _Kept.until = time.monotonic() + max(KEEP, took / MOST_SHARE)
+                # The other metrics are worth showing. A timeout counted nothing, so it is not held against the share.
+                _Kept.census, keep = None, KEEP
+            _Kept.until = time.monotonic() + keep
         return _Kept.census
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import re
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import msgspec
@@ -20,7 +22,7 @@ from models.jobs import NewJob
 from models.states import JOB
 from webapi import answers, json_body, paging
 from webapi.context import here
-from webapi.errors import OutcomeUnknown, Problem, invalid
+from webapi.errors import CancelUnknown, OutcomeUnknown, Problem, invalid
 from webapi.openapi import body_of, problems
 from webapi.schemas import Job, JobList, JobPath, JobRequest, ListQuery, WaitQuery
 from webapi.submission import job_of
@@ -58,11 +60,27 @@ def create() -> Response:
     context = here()
     raw = json_body.read(request, context.settings.max_body_bytes)
     key = _idempotency_key()
-    new = job_of(json_body.parse(raw), g.owner, context.settings, context.known)
-    answer, replayed = _store(new, key, hashlib.sha256(raw).hexdigest())
+    fingerprint = hashlib.sha256(raw).hexdigest()
+    try:
+        new = job_of(json_body.parse(raw), g.owner, context.settings, context.known)
+    except Problem:
+        # What was taken once is answered again, even if its model is gone by now or the checks have changed.
+        if key is None or (before := _answered(key, fingerprint)) is None:
+            raise
+        return _accepted(before, replayed=True)
+    answer, replayed = _store(new, key, fingerprint)
     context.doorbell.ring(new.model, new.lane)
+    return _accepted(answer, replayed=replayed)
+
+
+def _accepted(answer: str, *, replayed: bool) -> Response:
     headers = {"Location": f"/v1/jobs/{msgspec.json.decode(answer)['id']}"}
     return answers.respond(answer, 202, **headers, **({"Idempotency_Replayed": "true"} if replayed else {}))
+
+
+def _answered(key: str, fingerprint: str) -> str | None:
+    with here().database.reading() as tx:
+        return idempotency.answered(tx, g.owner, key, fingerprint)
 
 
 def _idempotency_key() -> str | None:
@@ -74,21 +92,27 @@ def _idempotency_key() -> str | None:
 
 def _store(new: NewJob, key: str | None, fingerprint: str) -> tuple[str, bool]:
     """Store a job and return its answer, or the answer that the same key got before (and True)."""
+    with _writing(OutcomeUnknown) as tx:
+        if key is not None and (before := idempotency.begin(tx, new.owner, key, fingerprint)) is not None:
+            return before, True
+        answer = answers.encode(answers.accepted(new, jobs.submit(tx, new))).decode()
+        if key is not None:
+            idempotency.finish(tx, new.owner, key, answer)
+    return answer, False
+
+
+@contextmanager
+def _writing(unknown: type[OutcomeUnknown]) -> Iterator[sa.Connection]:
+    """Open a transaction; when the database goes away at its COMMIT, raise `unknown`."""
     written = False
     try:
         with here().database.transaction() as tx:
-            if key is not None and (before := idempotency.begin(tx, new.owner, key, fingerprint)) is not None:
-                return before, True
-            job_id = jobs.submit(tx, new)
-            answer = answers.encode(answers.job(views.get(tx, new.owner, job_id), None)).decode()
-            if key is not None:
-                idempotency.finish(tx, new.owner, key, answer)
+            yield tx
             written = True
     except DatabaseUnavailable as error:
         if written:
-            raise OutcomeUnknown(str(error)) from error
+            raise unknown(str(error)) from error
         raise
-    return answer, False
 
 
 @api.get("/<job_id>", operation_id="getJob", responses={200: Job, **problems(404)})
@@ -152,7 +176,7 @@ def cancel(path: JobPath) -> Response:
     """Cancel a job that has not ended; 409 if it has."""
     if not is_id("job", path.job_id):
         raise NotFound("job", path.job_id[:80])
-    with here().database.transaction() as tx:
+    with _writing(CancelUnknown) as tx:
         jobs.cancel(tx, g.owner, path.job_id)
         row = views.get(tx, g.owner, path.job_id)
     return answers.respond(answers.encode(answers.job(row, None)))

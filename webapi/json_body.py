@@ -17,9 +17,11 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import structlog
 from flask import Request, Response
+from gunicorn.http.errors import ParseException  # type: ignore[import-untyped]
 from werkzeug.exceptions import ClientDisconnected, RequestEntityTooLarge
 
 from webapi.errors import FieldError, Problem
+from webapi.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
@@ -28,6 +30,8 @@ log = structlog.get_logger("stoker.web")
 
 MOST_DEPTH = 64
 PAUSE = 10.0
+WHOLE = 60.0
+"""Seconds that a body may take altogether: a client that sends a byte a second never makes a pause."""
 DRAIN = 5.0
 SMALL = 65536
 
@@ -38,6 +42,7 @@ _ESCAPES = re.compile(
 """A pair of surrogates, what is refused (group 1), or any other escape."""
 _BRACKETS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|([\[{])|([\]}])', re.DOTALL)
 
+_watchdog = Watchdog()
 _members = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _anything = msgspec.json.Decoder()
 
@@ -57,35 +62,50 @@ class JsonObject:
 def read(request: Request, most_bytes: int) -> bytes:
     """Return a request's JSON body as bytes, without ever holding more than `most_bytes`.
 
-    Raises Problem 408, 413 and 415.
+    Raises Problem 400, 408, 413 and 415.
     """
     _check_content_type(request)
+    until = time.monotonic() + WHOLE
     try:
-        with _patience(request.environ, PAUSE):
+        with _patience(request.environ, PAUSE, WHOLE):
             raw = request.get_data(cache=False)
             # A chunked body is cut at the limit without a word.
             cut = len(raw) >= most_bytes and request.environ["wsgi.input"].read(1)
-    except ClientDisconnected:
-        raise Problem(408, "body_incomplete", f"The body stopped coming for {PAUSE:g} s.") from None
+    except (ClientDisconnected, OSError):
+        raise _incomplete() from None
+    except ParseException as error:
+        if time.monotonic() >= until:
+            raise _incomplete() from None  # cut between two chunks, which reads like a bad one
+        log.info("malformed body", kind=type(error).__name__)
+        raise Problem(400, "malformed_body", "The chunks of the body are not framed as HTTP/1.1 says.") from None
     except RequestEntityTooLarge:
         cut = True
     if cut:
         detail = f"The body is larger than the {most_bytes} bytes that this server takes (STOKER_MAX_BODY_BYTES)."
         raise Problem(413, "body_too_large", detail)
+    if len(raw) < (request.content_length or 0):
+        raise _incomplete()
     return raw
 
 
+def _incomplete() -> Problem:
+    detail = f"The body ended early, stopped coming for {PAUSE:g} s, or took more than {WHOLE:g} s."
+    return Problem(408, "body_incomplete", detail)
+
+
 @contextmanager
-def _patience(environ: WSGIEnvironment, seconds: float) -> Iterator[None]:
-    """Let no read of the body wait longer than this: a client that stalls would keep a thread."""
+def _patience(environ: WSGIEnvironment, pause: float, whole: float) -> Iterator[None]:
+    """Let no read of the body wait longer than `pause`, and all not longer than `whole`: it would keep a thread."""
     connection = environ.get("gunicorn.socket")
-    if connection is not None:
-        connection.settimeout(seconds)
-    try:
+    if connection is None:
         yield
+        return
+    connection.settimeout(pause)
+    try:
+        with _watchdog.watching(connection, whole):
+            yield
     finally:
-        if connection is not None:
-            connection.settimeout(None)
+        connection.settimeout(None)
 
 
 def is_left_over(request: Request, response: Response) -> bool:
@@ -110,11 +130,11 @@ def _drained(document: bytes, environ: WSGIEnvironment) -> Iterator[bytes]:
     yield document
     until = time.monotonic() + DRAIN
     body = environ["wsgi.input"]
-    with _patience(environ, 1.0):
+    with _patience(environ, 1.0, DRAIN):
         try:
             while time.monotonic() < until and body.read(65536):
                 pass
-        except OSError as error:
+        except (OSError, ParseException) as error:
             log.debug("client went away", kind=type(error).__name__)
 
 

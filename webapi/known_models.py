@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import functools
-import re
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,9 +19,8 @@ from models.db import Database
 log = structlog.get_logger("stoker.web")
 
 DEFAULT_ANSWER_TOKENS = 256
-BYTES_PER_TOKEN_AT_MOST = 16
-
-_RUNS = re.compile(r"(.)\1+", re.DOTALL)
+MOST_COUNTED = 2_000_000
+"""Bytes of one request that go through a tokenizer: it takes about a second for them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,26 +31,32 @@ class KnownModel:
     max_model_len: int | None = None
     tokenizer: str | None = None
 
-    def surely_too_long(self, text: str) -> int | None:
-        """Return how many tokens a text has (or has at least) when the model cannot take that many, else None."""
-        if self.max_model_len is None:
+    def surely_too_long(self, texts: Iterable[str]) -> int | None:
+        """Return how many tokens the first text has that has more than the model takes, None when all may fit.
+
+        Counted, never estimated (vocabularies have tokens of more than 100 bytes): without a tokenizer, or for very
+        long texts, the engine has to judge.
+        """
+        if self.max_model_len is None or (loaded := _load(self.tokenizer)) is None:
             return None
-        if len(text.encode()) <= self.max_model_len:
-            return None  # no token is shorter than a byte
-        # Tokenizers have tokens for long runs of one character (blanks, dashes); else no token is longer than that.
-        least = len(_RUNS.sub(r"\1", text).encode()) // BYTES_PER_TOKEN_AT_MOST
-        if least <= self.max_model_len:
-            least = _count(self.tokenizer, text) or least
-        return least if least > self.max_model_len else None
-
-
-def _count(tokenizer: str | None, text: str) -> int | None:
-    loaded = _load(tokenizer) if tokenizer else None
-    return len(loaded.encode(text, add_special_tokens=False)) if loaded else None
+        left = MOST_COUNTED
+        for text in texts:
+            size = len(text.encode())
+            if size <= self.max_model_len:
+                continue  # no token is shorter than a byte
+            left -= size
+            if left < 0:
+                return None
+            tokens = len(loaded.encode(text, add_special_tokens=False))
+            if tokens > self.max_model_len:
+                return tokens
+        return None
 
 
 @functools.lru_cache(maxsize=32)
-def _load(folder: str) -> Tokenizer | None:
+def _load(folder: str | None) -> Tokenizer | None:
+    if not folder:
+        return None
     file = Path(folder) / "tokenizer.json"
     if not file.is_file():
         return None

@@ -59,7 +59,7 @@ Metadata = Annotated[
         Annotated[str, StringConstraints(min_length=1, max_length=64)],
         Annotated[str, StringConstraints(max_length=512)],
     ],
-    Field(max_length=16, description="Up to 16 pairs of texts, to find jobs again by."),
+    Field(max_length=16, fail_fast=True, description="Up to 16 pairs of texts, to find jobs again by."),
 ]
 Stop = Annotated[Any, AfterValidator(_stop), _one_or_many(items={"type": "string"}, maxItems=MOST_STOPS)]
 Content = Annotated[Any, AfterValidator(_content), _one_or_many(minItems=1)]
@@ -92,11 +92,15 @@ class Message(BaseModel):
     role: Text
 
 
+# The first bad one is enough: with millions of them, each error made would cost more than the job.
+Messages = Annotated[list[Message], Field(min_length=1, fail_fast=True)]
+
+
 class EngineBody(Sampling):
     """The `body` of a job in the form of an OpenAI batch line: what the endpoint itself takes."""
 
     model: Annotated[str, StringConstraints(min_length=1, max_length=255)] | None = None
-    messages: Annotated[list[Message], Field(min_length=1)] | None = None
+    messages: Messages | None = None
     prompt: Content | None = None
     input: Content | None = None
 
@@ -127,7 +131,7 @@ class JobRequest(Sampling):
     )
     prompt: Text | None = Field(None, description="A chat of one message; with endpoint /v1/completions, raw text.")
     system: Text | None = Field(None, description="The system message of a `prompt`.")
-    messages: Annotated[list[Message], Field(min_length=1)] | None = Field(None, description="A chat.")
+    messages: Messages | None = Field(None, description="A chat.")
     input: Content | None = Field(None, description="What to embed; with endpoint /v1/responses, what to respond to.")
     endpoint: Endpoint | None = None
     body: dict[str, Any] | None = Field(None, description="What `endpoint` itself takes, as in an OpenAI batch line.")
@@ -175,7 +179,7 @@ class Job(BaseModel):
     finished_at: float | None
     expires_at: float | None
     queue_position: int | None = Field(
-        description="While queued: how many of your jobs in this lane go first. Left out of lists."
+        description="While queued: how many of your jobs in this lane go first. Null in the 202 answer and in lists."
     )
     usage: Usage | None
     result: Any = Field(description="The engine's own answer; lists leave it out.")

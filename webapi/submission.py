@@ -13,7 +13,7 @@ from models import addresses
 from models.jobs import NewJob, Webhook
 from stoker.settings import Settings
 from webapi import schemas
-from webapi.errors import FieldError, Problem, found_by, from_pydantic, invalid
+from webapi.errors import MOST_ERRORS, MOST_NAME, FieldError, Problem, found_by, from_pydantic, invalid
 from webapi.json_body import JsonObject
 from webapi.known_models import KnownModel, KnownModels, estimate, texts
 from webapi.schemas import OWN_FIELDS, EngineBody, JobRequest
@@ -28,6 +28,11 @@ CONTENT = {CHAT: "messages", COMPLETIONS: "prompt", EMBEDDINGS: "input", RESPONS
 SHORT_FORMS = {"prompt": (CHAT, COMPLETIONS), "messages": (CHAT,), "input": (EMBEDDINGS, RESPONSES)}
 """The endpoints of each short form, its default first."""
 ANSWER_LIMITS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
+_INSIDE = frozenset({*SHORT_FORMS, "system"})
+
+MOST_SHOWN = 5
+MOST_MEMBERS = 64
+"""Of the objects `metadata` and `webhook`: more are refused before each gets an error of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +47,7 @@ class Call:
 
 def job_of(sent: JsonObject, owner: str, settings: Settings, known: KnownModels) -> NewJob:
     """Return the job that a client's document describes. Raises Problem 422, naming each bad field."""
+    _refuse_crowded(sent.values)
     try:
         asked = JobRequest.model_validate(sent.values)
         call = _short_form(sent, asked) if asked.body is None else _long_form(sent, asked)
@@ -61,6 +67,12 @@ def job_of(sent: JsonObject, owner: str, settings: Settings, known: KnownModels)
         webhook=_webhook(asked, settings.webhook_networks),
         expires_in=asked.expires_in,
     )
+
+
+def _refuse_crowded(values: dict[str, Any]) -> None:
+    for name in ("metadata", "webhook"):
+        if isinstance(values.get(name), dict) and len(values[name]) > MOST_MEMBERS:
+            raise invalid(name, f"has more than {MOST_MEMBERS} members", "too_long")
 
 
 def _short_form(sent: JsonObject, asked: JobRequest) -> Call:
@@ -96,10 +108,12 @@ def _long_form(sent: JsonObject, asked: JobRequest) -> Call:
     """Return the call given as `endpoint` and `body`."""
     if asked.endpoint is None:
         raise invalid("endpoint", f"is required with body: one of {', '.join(CONTENT)}", "missing")
-    beside = [name for name in sent.values if name not in OWN_FIELDS or name in {*SHORT_FORMS, "system"}]
+    beside = [name for name in sent.values if name not in OWN_FIELDS or name in _INSIDE]
     if beside := [name for name in beside if sent.values[name] is not None]:
-        errors = [FieldError(name, "put it inside body", "beside_body") for name in beside]
-        raise Problem(422, "beside_body", f"With body, these belong inside it: {', '.join(beside)}.", errors=errors)
+        names = [name[:MOST_NAME] for name in beside[:MOST_ERRORS]]
+        errors = [FieldError(name, "put it inside body", "beside_body") for name in names]
+        shown = ", ".join(names[:MOST_SHOWN]) + (" and others" if len(beside) > MOST_SHOWN else "")
+        raise Problem(422, "beside_body", f"With body, these belong inside it: {shown}.", errors=errors)
     body = sent.nested("body")
     try:
         EngineBody.model_validate(body.values)
@@ -138,10 +152,9 @@ def _answer_tokens(call: Call, model: KnownModel) -> int | None:
 def _refuse_too_long(call: Call, prompts: list[str], model: KnownModel) -> None:
     if call.values.get("truncate_prompt_tokens") is not None:
         return  # vLLM cuts the prompt itself
-    for text in prompts:
-        if (tokens := model.surely_too_long(text)) is not None:
-            message = f"has at least {tokens} tokens; {model.name} takes {model.max_model_len}"
-            raise invalid(call.prefix + CONTENT[call.endpoint], message, "context_length_exceeded")
+    if (tokens := model.surely_too_long(prompts)) is not None:
+        message = f"has {tokens} tokens; {model.name} takes {model.max_model_len}"
+        raise invalid(call.prefix + CONTENT[call.endpoint], message, "context_length_exceeded")
 
 
 def _body_text(call: Call, model: str) -> str:

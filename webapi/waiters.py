@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 import redis
@@ -27,6 +27,8 @@ CHANNEL = "stoker:ended"
 LOOK_EVERY = 1.0
 PING_EVERY, DEAF_AFTER = 1.0, 5.0
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 10.0
+SPARE = 64
+"""Threads of a process that are not for waiting, or half of them where there are few."""
 
 
 class Waiters:
@@ -34,12 +36,14 @@ class Waiters:
 
     def __init__(self, settings: Settings, database: Database) -> None:
         self._url = settings.redis_url.replace("redis+socket://", "unix://")
-        self._most = settings.max_waiters
+        # However many may wait, some threads are left for those who look or submit.
+        self._most = min(settings.max_waiters, settings.web_threads - min(SPARE, settings.web_threads // 2))
         self._database = database
         self._lock = threading.Lock()
         self._waiting: dict[str, set[threading.Event]] = {}
         self._count = 0
         self._pid = 0
+        self._to_start: list[Callable[[], None]] = []
         self._anybody = threading.Event()
         self.stopping = False
 
@@ -64,15 +68,27 @@ class Waiters:
     def _add(self, job_id: str, event: threading.Event) -> None:
         with self._lock:
             if self._count >= self._most:
-                detail = f"This process holds {self._most} waiting requests already (STOKER_MAX_WAITERS); poll instead."
-                raise Problem(503, "too_many_waiters", detail, headers={"Retry-After": "1"})
+                raise _refused(
+                    f"This process holds {self._most} waiting requests already (STOKER_MAX_WAITERS, "
+                    "STOKER_WEB_THREADS); poll instead."
+                )
+            self._start()
             self._count += 1
             self._waiting.setdefault(job_id, set()).add(event)
-            if self._pid != os.getpid():
-                self._pid = os.getpid()
-                for work in (self._listen, self._look):
-                    threading.Thread(target=work, name=f"waiters{work.__name__}", daemon=True).start()
         self._anybody.set()
+
+    def _start(self) -> None:
+        if self._pid != os.getpid():
+            self._pid = os.getpid()
+            self._to_start = [self._listen, self._look]
+        try:
+            while self._to_start:
+                work = self._to_start[-1]
+                threading.Thread(target=work, name=f"waiters{work.__name__}", daemon=True).start()
+                self._to_start.pop()
+        except RuntimeError as error:
+            log.warning("no thread for those who wait")
+            raise _refused("This process can start no more threads at the moment; poll instead.") from error
 
     def _remove(self, job_id: str, event: threading.Event) -> None:
         with self._lock:
@@ -134,3 +150,7 @@ class Waiters:
                 heard = time.monotonic()
                 if message["type"] == "message":
                     self._wake(message["data"].decode(errors="replace").split(","))
+
+
+def _refused(why: str) -> Problem:
+    return Problem(503, "too_many_waiters", why, headers={"Retry-After": "1"})

@@ -14,7 +14,21 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from models import batches, census, cohorts, deliveries, engines, idempotency, jobs, keys, queue, results, schema, views
+from models import (
+    batches,
+    census,
+    cohorts,
+    deliveries,
+    due,
+    engines,
+    idempotency,
+    jobs,
+    keys,
+    queue,
+    results,
+    schema,
+    views,
+)
 from models.db import Database, new_id, now
 from models.engines import Incarnation
 from models.errors import NotFound
@@ -163,9 +177,9 @@ BY_INDEX: dict[str, tuple[Work, set[str]]] = {
     "crash": (lambda tx: cohorts.crash(tx, ME.engine, ME.id, "lost", max_attempts=20), {"jobs_batch"}),
     "stranded": (lambda tx: batches.give_back_stranded(tx, 15.0, 30.0), {"batches_ready"}),
     "next cohort": (lambda tx: cohorts.next_waiting(tx, "fake"), {"jobs_cohorts"}),
-    "expire": (jobs.expire, {"jobs_expiry"}),
-    "release due": (jobs.release_due, {"jobs_delayed"}),
-    "anything due": (jobs.any_due, {"jobs_expiry", "jobs_delayed"}),
+    "expire": (due.expire, {"jobs_expiry"}),
+    "release due": (due.release_due, {"jobs_delayed"}),
+    "anything due": (due.any_due, {"jobs_expiry", "jobs_delayed"}),
     "deliveries due": (deliveries.any_due, {"deliveries_due"}),
     "claim deliveries": (lambda tx: deliveries.claim(tx, 16, 30.0), {"deliveries_due"}),
     "census": (lambda tx: census.take(tx, 15.0), {"jobs_queue", "jobs_cohorts", "jobs_delayed", "jobs_batch"}),

@@ -31,7 +31,7 @@ def submitted(database: Database, count: int = 1, **fields: Any) -> list[str]:
     """Submit jobs one by one, in one transaction; return their ids."""
     values = {"owner": "alice", "model": "fake", "endpoint": "/v1/chat/completions", "body": "{}", **fields}
     with database.transaction() as tx:
-        return [jobs.submit(tx, NewJob(**values)) for _ in range(count)]
+        return [jobs.submit(tx, NewJob(**values)).id for _ in range(count)]
 
 
 def cut(database: Database, ids: Sequence[str], **fields: Any) -> str:

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from models import jobs
+from models import db, jobs
 from models.db import Database, among, is_id, micros, new_id, now, one_of
 from models.errors import DatabaseUnavailable
+from stoker import settings
 from tests import servers
 from tests.models import given
 
@@ -160,3 +161,18 @@ def test_sqlite_keeps_what_was_committed_when_the_power_fails(sqlite_database: D
     with sqlite_database.reading() as tx:
         assert tx.exec_driver_sql("PRAGMA journal_mode").scalar_one() == "wal"
         assert tx.exec_driver_sql("PRAGMA synchronous").scalar_one() == 2
+
+
+def test_an_idle_connection_that_was_cut_is_replaced(
+    postgres_database: Database, postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever asks next does not notice: a connection that was not used for a while is asked first."""
+    monkeypatch.setattr(db, "PING_AFTER", 0.0)
+    with postgres_database.reading() as tx:
+        mine = tx.execute(sa.select(sa.func.pg_backend_pid())).scalar_one()
+    other = Database(settings.load(database_url=postgres_url).database)
+    with other.transaction() as tx:
+        tx.execute(sa.select(sa.func.pg_terminate_backend(mine, 5000)))
+    other.close()
+    with postgres_database.reading() as tx:
+        assert tx.execute(sa.select(sa.func.pg_backend_pid())).scalar_one() != mine

@@ -16,7 +16,7 @@ def post(database: Database, key: str = "k", fingerprint: str = "body", owner: s
     with database.transaction() as tx:
         answer = idempotency.begin(tx, owner, key, fingerprint)
         if answer is None:
-            answer = jobs.submit(tx, NewJob(owner, "fake", "/v1/completions", "{}"))
+            answer = jobs.submit(tx, NewJob(owner, "fake", "/v1/completions", "{}")).id
             idempotency.finish(tx, owner, key, answer)
         return answer
 

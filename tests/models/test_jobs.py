@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from models import batches, cohorts, deliveries, jobs, results
+from models import batches, cohorts, deliveries, due, jobs, results
 from models.db import Database, among
 from models.errors import AlreadyFinished, NotFound
 from models.jobs import NewJob, Settled
@@ -33,7 +33,7 @@ def test_submit_stores_a_queued_job_with_its_body(database: Database) -> None:
         expires_in=60.0,
     )
     with database.transaction() as tx:
-        job_id = jobs.submit(tx, new)
+        job_id = jobs.submit(tx, new).id
     job = given.job(database, job_id)
     (body,) = given.rows(database, jobs.bodies)
     assert (job.owner, job.model, job.lane, job.tokens, job.state) == ("alice", "fake", "bulk", 7, "queued")
@@ -140,13 +140,13 @@ def test_a_delayed_job_waits_for_its_time_and_queues_anew(database: Database) ->
     assert (row.state, row.batch_id, row.deferrals) == ("delayed", None, 1)
     assert row.run_at == pytest.approx(time.time() + 60, abs=2)
     with database.transaction() as tx:
-        assert not jobs.any_due(tx)
-        assert jobs.release_due(tx) == set()
+        assert not due.any_due(tx)
+        assert due.release_due(tx) == set()
     given.change(database, jobs.table, jobs.table.c.id == job.id, run_at=1.0)
     with database.transaction() as tx:
-        assert jobs.any_due(tx)
-        assert jobs.release_due(tx) == {"fake"}
-        assert not jobs.any_due(tx)
+        assert due.any_due(tx)
+        assert due.release_due(tx) == {"fake"}
+        assert not due.any_due(tx)
     row = given.job(database, job.id)
     assert (row.state, row.run_at) == ("queued", None)
     assert row.pos >= given.job(database, younger).pos
@@ -186,12 +186,12 @@ def test_jobs_expire_when_their_time_has_passed(database: Database) -> None:
     kept = [*given.submitted(database, expires_in=60.0), *given.submitted(database)]
     time.sleep(0.01)
     with database.transaction() as tx:
-        assert jobs.any_due(tx)
-        assert len(jobs.expire(tx, limit=3)) == 3
+        assert due.any_due(tx)
+        assert len(due.expire(tx, limit=3)) == 3
     with database.transaction() as tx:
-        assert len(jobs.expire(tx, limit=3)) == 1
-        assert jobs.expire(tx) == []
-        assert not jobs.any_due(tx)
+        assert len(due.expire(tx, limit=3)) == 1
+        assert due.expire(tx) == []
+        assert not due.any_due(tx)
     assert given.states(database, [*ids, *kept]) == ["expired"] * 4 + ["queued"] * 2
     assert [row.event for row in given.rows(database, deliveries.table)] == ["job.expired"] * 3
     assert given.settled(database, batch.id, [given.answered(batch.jobs[0].id)]) == set()
@@ -228,7 +228,7 @@ def test_cancel_expire_and_settle_at_once_leave_one_end(database: Database) -> N
     def expire() -> None:
         for _ in range(10):
             with database.transaction() as tx:
-                jobs.expire(tx, limit=2)
+                due.expire(tx, limit=2)
 
     given.together([settle, settle, cancel, expire])
     ends = dict(zip(ids, given.states(database, ids), strict=True))

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 from flask.testing import FlaskClient
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
 
 from models import engines, jobs
 from models.db import Database
@@ -258,10 +262,14 @@ def test_max_tokens_is_held_against_the_model(client: FlaskClient, database: Dat
     assert "at most 100" in answer.json["errors"][0]["message"]
 
 
-def test_a_prompt_longer_than_the_context_is_refused(client: FlaskClient, database: Database) -> None:
-    """Surely too long is a 422; what may fit is left to the engine; vLLM's own truncation is respected."""
+def test_a_prompt_longer_than_the_context_is_refused(client: FlaskClient, database: Database, tmp_path: Path) -> None:
+    """Too many tokens are a 422; what is not known is left to the engine; vLLM's own truncation is respected."""
+    tokenizer = Tokenizer(WordLevel({"[UNK]": 0}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
     with database.transaction() as tx:
-        engines.remember(tx, "small", 16, None)
+        engines.remember(tx, "small", 16, str(tmp_path))
+        engines.remember(tx, "unknown-words", 16, None)
     words = " ".join(f"word{i}" for i in range(200))
     for body in (
         {"prompt": words},
@@ -274,7 +282,8 @@ def test_a_prompt_longer_than_the_context_is_refused(client: FlaskClient, databa
         assert answer.json["code"] == "context_length_exceeded"
         assert "takes 16" in answer.json["detail"]
         assert "word5" not in answer.text
-    assert client.post("/v1/jobs", json={"model": "small", "prompt": words[:200]}).status_code == 202
+    assert client.post("/v1/jobs", json={"model": "small", "prompt": words[:80]}).status_code == 202
+    assert client.post("/v1/jobs", json={"model": "unknown-words", "prompt": words}).status_code == 202
     assert client.post("/v1/jobs", json={"model": "small", "prompt": "-" * 5000}).status_code == 202
     cut = {"model": "small", "prompt": words, "truncate_prompt_tokens": 10}
     assert client.post("/v1/jobs", json=cut).status_code == 202

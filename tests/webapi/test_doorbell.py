@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import redis
+from celery import Celery
 
 from stoker.settings import Settings, load
 from tests import servers
@@ -113,6 +114,40 @@ def test_it_works_in_a_child_process(redis_url: str) -> None:
     bell.ring("m", "again")
     until(lambda: {"parent", "child", "again"} <= {arguments[1] for _, arguments, _ in rings(redis_url)})
     bell.close()
+
+
+def test_no_thread_to_be_had_is_no_error(doorbell: Doorbell, redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When its thread cannot be started a ring is lost without harm, and the next one tries again."""
+
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    before = metrics.DOORBELL_FAILURES._value.get()
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", refuse)
+        doorbell.ring("m", "lost")
+    assert metrics.DOORBELL_FAILURES._value.get() > before
+    doorbell.ring("m", "standard")
+    until(lambda: rings(redis_url))
+    assert [arguments for _, arguments, _ in rings(redis_url)] == [["m", "standard"]]
+
+
+def test_no_error_ends_the_thread(doorbell: Doorbell, redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A ring that fails in a way nobody thought of is dropped; those after it are sent."""
+    real = Celery.send_task
+
+    def send(self: Celery, name: str, args: list[str], **more: Any) -> Any:
+        if args == ["m", "bad"]:
+            raise ValueError("unthought-of")
+        return real(self, name, args=args, **more)
+
+    monkeypatch.setattr(Celery, "send_task", send)
+    doorbell.ring("m", "bad")
+    doorbell.ring("m", "standard")
+    until(lambda: rings(redis_url))
+    doorbell.ring("m", "bulk")
+    until(lambda: len(rings(redis_url)) == 2)
+    assert {arguments[1] for _, arguments, _ in rings(redis_url)} == {"standard", "bulk"}
 
 
 def test_its_memory_is_bounded(hung_port: int, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,6 +25,8 @@ pytestmark = pytest.mark.journey
 class Web:
     """A running web server."""
 
+    python: tuple[str, ...] = ("-m", "gunicorn")
+
     def __init__(self, database_url: str, redis_url: str, folder: Path, **more: str) -> None:
         self.port = servers.free_port()
         self.url = f"http://127.0.0.1:{self.port}"
@@ -41,7 +43,7 @@ class Web:
         }
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "gunicorn", "-c", "python:webapi.gunicorn_conf", "webapi.app:create_app()"],
+                [sys.executable, *self.python, "-c", "python:webapi.gunicorn_conf", "webapi.app:create_app()"],
                 env=os.environ | environ,
                 stdout=log,
                 stderr=log,

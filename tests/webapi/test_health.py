@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -77,6 +78,18 @@ def test_the_census_is_taken_at_most_every_five_seconds(client: FlaskClient) -> 
     assert "stoker_jobs_open{" not in client.get("/metrics").text
 
 
+def test_a_failed_census_is_not_kept_for_long(client: FlaskClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long the database took not to answer, it is asked again after five seconds."""
+
+    def slow(*_: object) -> None:
+        time.sleep(0.5)
+        raise DatabaseUnavailable("timeout")
+
+    monkeypatch.setattr("webapi.health.take", slow)
+    assert "stoker_database_up 0.0" in client.get("/metrics").text
+    assert health._Kept.until - time.monotonic() <= health.KEEP
+
+
 def test_no_start_without_a_schema(tmp_path_factory: pytest.TempPathFactory) -> None:
     """The server does not start on an empty database, and says in one line what to run."""
     settings = load(data=tmp_path_factory.mktemp("empty"), engine="fake")
@@ -138,6 +151,27 @@ def test_an_answer_lost_at_commit_is_said_to_be_unknown(
     answer = client.post("/v1/jobs", json={"prompt": "hi"})
     assert (answer.status_code, answer.json["code"]) == (503, "outcome_unknown")
     assert "Idempotency-Key" in answer.json["detail"]
+
+
+def test_a_cancel_lost_at_commit_is_said_to_be_unknown(
+    client: FlaskClient, context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answer does not say that nothing was stored, but to look at the job."""
+    job_id = client.post("/v1/jobs", json={"prompt": "hi"}).json["id"]
+    real = context.database.transaction
+
+    @contextmanager
+    def lost() -> Iterator[sa.Connection]:
+        with real() as tx:
+            yield tx
+        raise DatabaseUnavailable("the connection was lost")
+
+    monkeypatch.setattr(context.database, "transaction", lost)
+    answer = client.post(f"/v1/jobs/{job_id}/cancel")
+    assert (answer.status_code, answer.json["code"]) == (503, "outcome_unknown")
+    assert "look at the job" in answer.json["detail"]
+    assert "nothing was stored" not in answer.text
+    assert client.get(f"/v1/jobs/{job_id}").json["state"] == "cancelled"
 
 
 def test_an_unexpected_error_tells_nothing(

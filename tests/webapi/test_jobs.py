@@ -11,10 +11,11 @@ import sqlalchemy as sa
 from flask import Flask
 from flask.testing import FlaskClient
 
-from models import jobs, keys
+from models import jobs, keys, views
 from models.db import Database
 from models.results import NewResult
 from tests.webapi.conftest import ANSWER, End
+from webapi.context import Context
 
 
 def submit(client: FlaskClient, **more: Any) -> dict[str, Any]:
@@ -40,6 +41,24 @@ def test_a_job_is_stored_before_202(client: FlaskClient, database: Database) -> 
     assert job["metadata"] == {"a": "b"}
     assert abs(job["created_at"] - time.time()) < 60
     assert count(database) == 1
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        {"lane": "bulk", "expires_in": 12.3456, "metadata": {"a": "ü"}, "webhook_url": "https://example.com/hook"},
+        {"metadata": {}, "webhook": {"url": "https://example.com/hook", "include_result": True}},
+    ],
+)
+def test_the_202_shows_what_a_look_shows(client: FlaskClient, more: dict[str, Any]) -> None:
+    """The answer to a POST is made without reading the job again, and is the same but for the place in the queue."""
+    made = submit(client, **more)
+    seen = client.get(f"/v1/jobs/{made['id']}").json
+    assert made.pop("queue_position") is None
+    assert seen.pop("queue_position") == 0
+    assert list(made) == list(seen)
+    assert made == seen
 
 
 def test_a_queued_job_tells_its_place(client: FlaskClient) -> None:
@@ -107,6 +126,16 @@ def test_list_pages_newest_first(client: FlaskClient, end: End) -> None:
     assert seen == ids[::-1]
 
 
+def test_a_list_does_not_read_results(client: FlaskClient, database: Database, end: End) -> None:
+    """The answers of engines, which may be large, stay in the database."""
+    end(submit(client)["id"])
+    with database.reading() as tx:
+        rows, _ = views.page(tx, "local", views.Filters(), after=None, limit=10)
+    assert [row.state for row in rows] == ["succeeded"]
+    assert "body" not in rows[0]._fields
+    assert "created_at" in rows[0]._fields
+
+
 def test_list_filters(client: FlaskClient) -> None:
     """State, lane, model and metadata narrow a list; metadata by any key without quotes."""
     submit(client, lane="bulk", metadata={"run": "7", "a.b c$": "x'y"})
@@ -171,6 +200,23 @@ def test_a_refused_request_leaves_its_key_free(client: FlaskClient, database: Da
     headers = {"Idempotency-Key": "abc"}
     assert client.post("/v1/jobs", json={"prompt": 5}, headers=headers).status_code == 422
     assert client.post("/v1/jobs", json={"prompt": "5"}, headers=headers).status_code == 202
+    assert count(database) == 1
+
+
+def test_a_taken_request_is_answered_again_though_it_would_be_refused_now(
+    client: FlaskClient, context: Context, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same key and bytes get the first answer when the model is gone by then; other bytes or keys the refusal."""
+    headers = {"Idempotency-Key": "abc"}
+    first = client.post("/v1/jobs", json={"prompt": "hi"}, headers=headers)
+    monkeypatch.setattr(context.known, "get", lambda _: None)
+    again = client.post("/v1/jobs", json={"prompt": "hi"}, headers=headers)
+    assert (again.status_code, again.data) == (202, first.data)
+    assert again.headers["Location"] == first.headers["Location"]
+    assert again.headers["Idempotency-Replayed"] == "true"
+    for prompt, key in (("ho", "abc"), ("hi", "abd"), ("hi", None)):
+        answer = client.post("/v1/jobs", json={"prompt": prompt}, headers={"Idempotency-Key": key} if key else {})
+        assert (answer.status_code, answer.json["code"]) == (422, "model_not_found")
     assert count(database) == 1
 
 

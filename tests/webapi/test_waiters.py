@@ -12,11 +12,13 @@ import redis
 from flask import Flask
 from flask.testing import FlaskClient
 
+from models.db import Database
 from stoker.settings import Settings
 from tests import servers
 from tests.webapi.conftest import End
 from webapi.app import create_app
 from webapi.context import EXTENSION, Context
+from webapi.waiters import Waiters
 
 
 def submit(client: FlaskClient) -> str:
@@ -130,6 +132,34 @@ def test_too_many_waiters_are_refused(settings: Settings) -> None:
         assert [future.result(5)[1].status_code for future in futures] == [200, 200]
     assert client.get(f"/v1/jobs/{job_id}?wait=0.1").status_code == 200
     app.extensions[EXTENSION].close()
+
+
+@pytest.mark.parametrize(("threads", "most"), [(8, 4), (100, 50), (128, 64), (256, 128), (150, 86)])
+def test_waiters_never_take_every_thread(settings: Settings, database: Database, threads: int, most: int) -> None:
+    """Sixty-four threads are left for others, or half of them where there are few."""
+    waiters = Waiters(settings.model_copy(update={"max_waiters": 128, "web_threads": threads}), database)
+    assert waiters._most == most
+
+
+def test_a_wait_without_threads_is_refused(
+    client: FlaskClient, context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When the hub's threads cannot be started a wait is a 503, holds no place, and the next wait tries again."""
+    job_id = submit(client)
+    real, refused = threading.Thread.start, []
+
+    def start(thread: threading.Thread) -> None:
+        if thread.name == "waiters_listen" and not refused:
+            refused.append(thread)
+            raise RuntimeError("can't start new thread")
+        real(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    answer = client.get(f"/v1/jobs/{job_id}?wait=5")
+    assert (answer.status_code, answer.json["code"]) == (503, "too_many_waiters")
+    assert context.waiters._count == 0
+    assert client.get(f"/v1/jobs/{job_id}?wait=0.1").status_code == 200
+    assert context.waiters._to_start == []
 
 
 def test_stopping_ends_every_wait(app: Flask, client: FlaskClient, context: Context) -> None:

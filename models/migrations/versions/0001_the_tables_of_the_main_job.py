@@ -104,11 +104,11 @@ def _results() -> None:
     op.create_table(
         "bodies",
         sa.Column("job_id", _ID, primary_key=True),
-        sa.Column("body", sa.Text, nullable=False),
         sa.Column("metadata", sa.JSON),
         sa.Column("webhook_url", sa.Text),
         sa.Column("webhook_secret", sa.Text),
         sa.Column("webhook_include_result", sa.Boolean, nullable=False),
+        sa.Column("body", sa.Text, nullable=False),
     )
     op.create_table(
         "results",
