@@ -11,7 +11,9 @@ Exit 70: the engine failed, start it again. Exit 78: it cannot start with these 
 from __future__ import annotations
 
 import os
+import socket
 import sys
+import time
 from typing import Any
 
 import structlog
@@ -33,6 +35,7 @@ from tasks.worker import EXIT_FAILED, Worker
 log = structlog.get_logger(__name__)
 
 EXIT_SETTINGS = 78
+_PATIENCE = 1.0
 _here: list[Worker] = []
 
 
@@ -56,6 +59,7 @@ def make_engine(settings: Settings) -> Engine:
 def take_over(database: Database, settings: Settings) -> Incarnation:
     """Register this process as its engine's new incarnation, after ending the old one and giving its batches back."""
     mine = reaper.incarnation(settings.engine_name, settings.engine)
+    _wait_for_silence(database, settings)
     with database.reading() as tx:
         old = engines.predecessor(tx, settings.engine_name)
     if old is not None:
@@ -72,6 +76,29 @@ def take_over(database: Database, settings: Settings) -> Incarnation:
     for model in models:
         doorbell().collector(model)
     return mine
+
+
+def _wait_for_silence(database: Database, settings: Settings) -> None:
+    """Let a process that still works under this engine's name end or fall silent. Raises EngineFailure if it does not.
+
+    Dead, hung or frozen it is a leftover. One that is well would be killed with its jobs, and its supervisor's next one
+    would kill this one.
+    """
+    until = time.monotonic() + settings.engine_gone_after + _PATIENCE
+    while True:
+        with database.reading() as tx:
+            old = engines.predecessor(tx, settings.engine_name)
+            if old is None or not reaper.may_live(old):
+                return
+            here = old.host == socket.gethostname()
+            if not engines.working(tx, old, settings.engine_gone_after, loading=here):
+                return
+        if time.monotonic() > until:
+            raise EngineFailure(
+                f"the engine {old.engine} already runs as process {old.pid} on {old.host}: "
+                "stop that one, or give this one another STOKER_ENGINE_NAME"
+            )
+        time.sleep(0.2)
 
 
 @signals.worker_init.connect
@@ -91,6 +118,10 @@ def _start(sender: Any, **_: Any) -> None:
         _give_up(str(error), EXIT_SETTINGS)
     except EngineFailure as error:
         _give_up(str(error), EXIT_FAILED)
+    except Exception as error:
+        # A worker without an engine would take rings for ever, and nobody would start it again.
+        log.exception("engine did not start", error=type(error).__name__)
+        _give_up(f"{type(error).__name__}: {error}", EXIT_FAILED)
     _here.append(worker)
 
 
@@ -104,7 +135,11 @@ def _give_up(why: str, status: int) -> None:
 @signals.worker_ready.connect
 def _open(**_: Any) -> None:
     for worker in _here:
-        worker.open()
+        try:
+            worker.open()
+        except Exception as error:  # as in `_start`
+            log.exception("engine did not open", error=type(error).__name__)
+            worker.fail(f"it could not be opened: {type(error).__name__}: {error}")
 
 
 @signals.worker_shutting_down.connect

@@ -1,14 +1,25 @@
-"""From what an engine says of a request to what is stored of its job: pure but for the jitter."""
+"""From a job to what an engine is asked, and from its outcome to what is stored: pure but for the jitter."""
 
 from __future__ import annotations
 
 import random
 
+from models.batches import Claimed
 from models.jobs import Settled
 from models.results import NewResult
 from stoker.settings import Settings
 from tasks.backoff import delay
-from tasks.engines.base import Completion, Deferred, Outcome, Rejection
+from tasks.engines.base import Completion, Deferred, Outcome, Rejection, Request
+
+
+def requests(batch: Claimed, settings: Settings) -> list[Request]:
+    """Return what the engine is asked for each job of a batch."""
+    most = settings.request_timeout
+    return [
+        # A job that expires in the engine is ended by the sweeper; the engine's own limit comes a little later.
+        Request(job.id, job.endpoint, job.body, batch.lane, most if job.left is None else min(most, job.left + 10.0))
+        for job in batch.jobs
+    ]
 
 
 def settled(outcome: Outcome, deferrals: int, settings: Settings) -> Settled:

@@ -34,6 +34,11 @@ def incarnation(engine: str, kind: str) -> Incarnation:
     return Incarnation(engine, new_id("run"), kind, socket.gethostname(), pid, os.getpgrp(), process_start(pid))
 
 
+def may_live(old: Incarnation) -> bool:
+    """Tell whether the process of an incarnation still runs; of another machine's nothing is known, so it may."""
+    return old.host != socket.gethostname() or process_start(old.pid) == old.process_start
+
+
 def survivors(old: Incarnation) -> list[int]:
     """Return the living processes of an incarnation that ran on this machine since it booted, never our own."""
     booted, _, start = old.process_start.rpartition(":")

@@ -31,11 +31,21 @@ _MOST = 200
 class Settler:
     """Stores outcomes of any number of batches from one thread."""
 
-    def __init__(self, database: Database, engine_id: str, stored: Callable[[Sequence[Settled]], None]) -> None:
-        """Start the thread; `stored` is told, after each commit, which outcomes took effect."""
+    def __init__(
+        self,
+        database: Database,
+        engine_id: str,
+        stored: Callable[[Sequence[Settled]], None],
+        failed: Callable[[str], object],
+    ) -> None:
+        """Start the thread.
+
+        `stored` is told, after each commit, which outcomes took effect; `failed` why no more can be stored, ever.
+        """
         self._database = database
         self._engine_id = engine_id
         self._stored = stored
+        self._failed = failed
         self._queue: list[tuple[str, Settled]] = []
         self._waiting: Counter[str] = Counter()
         self._change = threading.Condition()
@@ -61,7 +71,12 @@ class Settler:
             with self._change:
                 self._change.wait_for(lambda: self._queue)
                 chunk, self._queue = self._queue[:_MOST], self._queue[_MOST:]
-            self._store(chunk)
+            try:
+                self._store(chunk)
+            except Exception as error:  # the thread's edge: without it all batches would wait for ever, leased
+                log.exception("results cannot be stored", error=type(error).__name__)
+                self._failed(f"results cannot be stored: {type(error).__name__}")
+                return
             with self._change:
                 self._waiting.subtract(batch_id for batch_id, _ in chunk)
                 self._waiting += Counter()  # drops the zeros, so that ended batches are forgotten
@@ -74,18 +89,21 @@ class Settler:
         tries = 0
         while True:
             try:
-                took = self._commit(by_batch)
+                took = self._commit_or_one_by_one(by_batch)
                 break
             except DatabaseUnavailable as error:
                 # Whether the commit took effect is unknown; the guard makes doing it again harmless.
                 tries += 1
                 log.warning("results wait for the database", outcomes=len(chunk), error=str(error))
                 time.sleep(delay(tries, jitter=0.5, base=0.2, most=5.0))
-            except sa.exc.DBAPIError as error:
-                log.warning("results are stored one by one", outcomes=len(chunk), error=type(error.orig).__name__)
-                took = [self._store_alone(batch_id, outcome) for batch_id, outcome in chunk]
-                break
         self._stored([outcome for outcome in took if outcome is not None])
+
+    def _commit_or_one_by_one(self, by_batch: Mapping[str, Sequence[Settled]]) -> list[Settled | None]:
+        try:
+            return self._commit(by_batch)
+        except sa.exc.DBAPIError as error:
+            log.warning("results are stored one by one", error=type(error.orig).__name__)
+            return [self._store_alone(batch_id, outcome) for batch_id in by_batch for outcome in by_batch[batch_id]]
 
     def _commit(self, by_batch: Mapping[str, Sequence[Settled]]) -> list[Settled | None]:
         started = time.perf_counter()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import threading
+from functools import partial
 
+import sqlalchemy as sa
 import structlog
 
-from models import batches, cohorts, deliveries, engines, idempotency, jobs, queue, sweeps
+from models import batches, cohorts, deliveries, due, engines, idempotency, queue, sweeps
 from models.db import Database
 from stoker.settings import Settings
 from tasks import metrics
@@ -50,14 +52,17 @@ def _end_lost(database: Database, settings: Settings) -> None:
     with database.reading() as tx:
         silent = batches.expired(tx)
     for engine, incarnation in silent:
-        with database.transaction() as tx:
-            # Asked again under the locks of this transaction: it may have renewed, or another sweeper was here.
-            if (engine, incarnation) not in batches.expired(tx):
-                continue
-            crash = cohorts.crash(tx, engine, incarnation, "lost", max_attempts=settings.max_attempts)
+        crash = database.retrying(partial(_end_incarnation, settings=settings, engine=engine, incarnation=incarnation))
         if crash.batches:
             metrics.swept.labels("lost_batches").inc(crash.batches)
             log.warning("an engine let its lease run out", engine=engine, batches=crash.batches, jobs=crash.requeued)
+
+
+def _end_incarnation(tx: sa.Connection, settings: Settings, engine: str, incarnation: str) -> cohorts.Crash:
+    # Asked again in the transaction that ends it: it may have renewed, or another sweeper was here.
+    if (engine, incarnation) not in batches.expired(tx):
+        return cohorts.Crash()
+    return cohorts.crash(tx, engine, incarnation, "lost", max_attempts=settings.max_attempts)
 
 
 def _give_back_stranded(database: Database, settings: Settings) -> None:
@@ -73,13 +78,11 @@ def _move_due(database: Database, bell: Doorbell) -> None:
     """Expire jobs whose time has passed and queue those whose delay is over, slice by slice."""
     while True:
         with database.reading() as tx:
-            due = jobs.any_due(tx)
-        if not due:
+            something = due.any_due(tx)
+        if not something:
             return
-        with database.transaction() as tx:
-            expired = jobs.expire(tx)
-        with database.transaction() as tx:
-            jobs.release_due(tx)
+        expired = database.retrying(due.expire)
+        database.retrying(due.release_due)
         metrics.swept.labels("expired_jobs").inc(len(expired))
         bell.ended(expired)
 
@@ -98,11 +101,11 @@ def _ring(database: Database, settings: Settings, bell: Doorbell) -> None:
     with database.reading() as tx:
         waiting = queue.models_with_work(tx)
         ready = batches.engines_to_ring(tx, settings.engine_gone_after)
-        due = deliveries.any_due(tx)
+        unsent = deliveries.any_due(tx)
         served = {model for model in waiting if engines.live(tx, settings.engine_gone_after, model)}
     for model in served:
         bell.collector(model)
     for engine in ready:
         bell.engine(engine)
-    if due:
+    if unsent:
         bell.deliver()

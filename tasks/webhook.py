@@ -188,6 +188,10 @@ class _Sender:
             # This process was frozen: the claim may run out while we send, and another would send at the same time.
             return None
         secret = claim.delivery.secret or self._settings.webhook_secret
+        if not secret:
+            # Not the end of it: whoever runs the service can still set one.
+            unsigned = Try(ok=False, status=None, latency=0.0, error="there is no STOKER_WEBHOOK_SECRET to sign with")
+            return self._failed(claim.delivery, unsigned)
         why = _unsendable(claim, secret, len(self._settings.webhook_delays))
         if why is not None or claim.ending is None:
             return _Ended(claim.delivery, Try(ok=False, status=None, latency=0.0, error=why), None, "failed")
@@ -239,8 +243,6 @@ class _Sender:
 def _unsendable(claim: _Claim, secret: str, tries: int) -> str | None:
     if claim.ending is None:
         return "the job is no longer stored"
-    if not secret:
-        return "there is no signing secret: neither the job's own nor STOKER_WEBHOOK_SECRET"
     if not signature.usable(secret):
         return "the signing secret is not valid: whsec_ and the base64 of 24 to 64 bytes"
     if claim.delivery.attempt > 2 * tries:

@@ -24,8 +24,9 @@ from models.errors import DatabaseUnavailable
 from models.jobs import Settled
 from stoker.settings import LANES, Settings
 from tasks import metrics, outcomes
+from tasks.backoff import delay
 from tasks.doorbell import Doorbell
-from tasks.engines.base import Engine, EngineFailure, Request, reserved
+from tasks.engines.base import Engine, EngineFailure, reserved
 from tasks.lease import Keeper
 from tasks.settler import Settler
 
@@ -64,7 +65,7 @@ class Worker:
         self._drainer = threading.Thread(target=self._drain, name="drain", daemon=True)
         self._busy_since = time.monotonic()
         self.reserve = reserved(engine.slots, settings.realtime_reserve)
-        self._settler = Settler(database, mine.engine, self._stored)
+        self._settler = Settler(database, mine.engine, self._stored, self.fail)
         self._keeper = Keeper(database, settings, mine, self)
 
     # The life of the process
@@ -115,21 +116,28 @@ class Worker:
         """Give up this process: store what arrived, give the batches back, end so that it is started again."""
         self._failing.acquire()  # never released: the first failure ends the process, others wait for that
         log.error("engine failed", engine=self._mine.engine, reason=why)
-        self._closing.set()
-        self._keeper.stop()
-        self._settler.wait(timeout=5)
         try:
-            with self._database.transaction() as tx:
-                limit = self._settings.max_attempts
-                cohorts.crash(tx, self._mine.engine, self._mine.id, "crashed", max_attempts=limit)
-                engines.leave(tx, self._mine, "gone")
+            self._closing.set()
+            self._keeper.stop()
+            self._settler.wait(timeout=5)
+            self._crash()
+            ender = threading.Thread(target=self._engine.close, daemon=True)
+            ender.start()
+            ender.join(5)
+        finally:
+            # Threads of a broken engine may hang for ever: no orderly exit waits for them.
+            os._exit(EXIT_FAILED)
+
+    def _crash(self) -> None:
+        def work(tx: sa.Connection) -> None:
+            limit = self._settings.max_attempts
+            cohorts.crash(tx, self._mine.engine, self._mine.id, "crashed", max_attempts=limit)
+            engines.leave(tx, self._mine, "gone")
+
+        try:
+            self._database.retrying(work)
         except DatabaseUnavailable as error:
             log.warning("the sweeper will give the batches back", error=str(error))
-        ender = threading.Thread(target=self._engine.close, daemon=True)
-        ender.start()
-        ender.join(5)
-        # Threads of a broken engine may hang for ever: no orderly exit waits for them.
-        os._exit(EXIT_FAILED)
 
     # Claiming and running
 
@@ -156,7 +164,11 @@ class Worker:
                     return None
             idle = not self._flights
             lease = self._settings.lease
-            batch = self._database.retrying(lambda tx: batches.claim(tx, self._mine, ranks, lease, idle=idle))
+            try:
+                batch = self._database.retrying(lambda tx: batches.claim(tx, self._mine, ranks, lease, idle=idle))
+            except DatabaseUnavailable:
+                self._return_unknown()
+                raise
             if batch is None:
                 return None
             flight = Flight(batch, dict.fromkeys((job.id for job in batch.jobs), 0))
@@ -165,6 +177,23 @@ class Worker:
                     self._busy_since = time.monotonic()
                 self._flights[batch.id] = flight
             return flight
+
+    def _return_unknown(self) -> None:
+        """Give back a batch whose claim may have been committed without our knowing; tries until that is known.
+
+        Left alone its lease would run out, and with it all batches of this incarnation would count as lost.
+        """
+        held = list(self._flights)
+        mine = (batches.table.c.incarnation == self._mine.id, batches.table.c.state == sa.literal("running"))
+        tries = 0
+        while not self._closing.is_set():
+            try:
+                self._database.retrying(lambda tx: batches.give_back(tx, *mine, batches.table.c.id.not_in(held)))
+                return
+            except DatabaseUnavailable as error:
+                tries += 1
+                log.warning("a claim waits for the database", error=str(error))
+                time.sleep(delay(tries, jitter=0.5, base=0.2, most=5.0))
 
     def _ranks(self) -> list[int]:
         """Return the lanes that may be claimed for now: none beside a cohort, realtime alone without free slots."""
@@ -180,7 +209,7 @@ class Worker:
         metrics.executions.inc(len(batch.jobs))
         deferrals = {job.id: job.deferrals for job in batch.jobs}
         try:
-            for outcome in self._engine.generate(self._requests(batch), flight.stop):
+            for outcome in self._engine.generate(outcomes.requests(batch, self._settings), flight.stop):
                 if not flight.lost and flight.unfinished.pop(outcome.id, None) is not None:
                     self._settler.put(batch.id, outcomes.settled(outcome, deferrals[outcome.id], self._settings))
         except EngineFailure:
@@ -191,20 +220,6 @@ class Worker:
             raise EngineFailure(f"the engine raised {type(error).__name__}") from error
         self._settler.wait(batch.id)
         self._end(flight)
-
-    def _requests(self, batch: batches.Claimed) -> list[Request]:
-        most = self._settings.request_timeout
-        return [
-            # A job that expires in the engine is ended by the sweeper; the engine's own limit comes a little later.
-            Request(
-                job.id,
-                job.endpoint,
-                job.body,
-                batch.lane,
-                most if job.left is None else min(most, job.left + 10.0),
-            )
-            for job in batch.jobs
-        ]
 
     def _end(self, flight: Flight) -> None:
         """Finish the batch, or return what was stopped in the middle; a lost one is left alone."""
@@ -225,7 +240,7 @@ class Worker:
             except DatabaseUnavailable as error:
                 tries += 1
                 log.warning("the end of a batch waits for the database", batch=batch_id, error=str(error))
-                time.sleep(min(5.0, 0.2 * 2**tries))
+                time.sleep(delay(tries, jitter=0.5, base=0.2, most=5.0))
         with self._lock:
             self._flights.pop(batch_id, None)
 

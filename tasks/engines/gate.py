@@ -1,18 +1,23 @@
 """Who goes into the engine next.
 
 A worker claims batches ahead of the engine's room, so requests wait here: strictly by lane, first come first served
-within a lane, and some slots kept for realtime. `Line` is the rule alone; `Gate` lets coroutines wait by it.
+within a lane, and some slots kept for realtime while there is any. `Line` is the rule alone; `Gate` lets coroutines
+wait by it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import OrderedDict
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Generic, TypeVar
 
 from stoker.settings import LANES
+
+KEPT_FOR = 60.0
+"""Seconds after the last realtime request in which the reserve is kept: an engine that has none loses no slot to it."""
 
 Ticket = TypeVar("Ticket")
 
@@ -65,7 +70,9 @@ class Gate:
     """Holds coroutines back until the engine has room for them; lives on one event loop."""
 
     def __init__(self, slots: int, reserve: int) -> None:
-        self.line: Line[asyncio.Future[None]] = Line(slots, reserve)
+        self.line: Line[asyncio.Future[None]] = Line(slots, 0)
+        self._reserve = reserve
+        self._realtime_at = -math.inf
 
     @asynccontextmanager
     async def slot(self, lane: str) -> AsyncIterator[None]:
@@ -78,7 +85,11 @@ class Gate:
             self._let_in()
 
     async def _enter(self, lane: str) -> None:
-        ticket: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        if lane == "realtime":
+            self._realtime_at = loop.time()
+        self.line.reserve = self._reserve if loop.time() - self._realtime_at < KEPT_FOR else 0
+        ticket: asyncio.Future[None] = loop.create_future()
         self.line.arrive(lane, ticket)
         self._let_in()
         try:

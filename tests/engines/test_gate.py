@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stoker.settings import LANES
+from tasks.engines import gate as gate_module
 from tasks.engines.base import reserved
 from tasks.engines.gate import Gate, Line
 
@@ -119,3 +120,30 @@ def test_realtime_overtakes() -> None:
         return order
 
     assert asyncio.run(run()) == ["first", "realtime", "standard", "bulk"]
+
+
+def test_the_reserve_is_kept_while_there_is_realtime(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without realtime requests the others fill the engine; after one, its reserve stays free of them for a while."""
+
+    async def run() -> list[int]:
+        gate = Gate(4, 2)
+        go = asyncio.Event()
+
+        async def stay(lane: str) -> None:
+            async with gate.slot(lane):
+                await go.wait()
+
+        async def inside(*lanes: str) -> int:
+            go.clear()
+            tasks = [asyncio.create_task(stay(lane)) for lane in lanes]
+            await asyncio.sleep(0.01)
+            found = gate.line.inside
+            go.set()
+            await asyncio.gather(*tasks)
+            return found
+
+        counts = [await inside(*["bulk"] * 6), await inside("realtime"), await inside(*["bulk"] * 6)]
+        monkeypatch.setattr(gate_module, "KEPT_FOR", 0.0)
+        return [*counts, await inside(*["bulk"] * 6)]
+
+    assert asyncio.run(run()) == [4, 1, 2, 4]

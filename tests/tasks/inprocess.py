@@ -49,7 +49,7 @@ def submit(database: Database, *prompts: str, **more: Any) -> list[str]:
     fields = {"owner": "owner", "lane": "standard", **more}
     with database.transaction() as tx:
         return [
-            jobs.submit(tx, NewJob(model="fake", endpoint="/v1/chat/completions", body=chat(p), **fields))
+            jobs.submit(tx, NewJob(model="fake", endpoint="/v1/chat/completions", body=chat(p), **fields)).id
             for p in prompts
         ]
 

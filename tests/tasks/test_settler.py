@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from queue import SimpleQueue
 from typing import Any
 
 import pytest
@@ -49,7 +50,7 @@ def test_many_outcomes_share_a_commit(database: Database, running: Callable[[int
     """What gathers while a commit runs is stored by the next one: far fewer commits than outcomes, none lost."""
     batch, ids = running(500)
     commits: list[int] = []
-    settler = Settler(database, "engine", lambda stored: commits.append(len(stored)))
+    settler = Settler(database, "engine", lambda stored: commits.append(len(stored)), pytest.fail)
     for job_id in ids:
         settler.put(batch, ok(job_id))
     assert settler.wait(batch, timeout=20)
@@ -72,7 +73,7 @@ def test_an_outage_is_sat_out(
         return real(work)
 
     monkeypatch.setattr(database, "retrying", flaky)
-    settler = Settler(database, "engine", lambda _: None)
+    settler = Settler(database, "engine", lambda _: None, pytest.fail)
     for job_id in ids:
         settler.put(batch, ok(job_id))
     assert settler.wait(timeout=10)
@@ -95,7 +96,7 @@ def test_an_answer_lost_at_commit_is_harmless(
         return done
 
     monkeypatch.setattr(database, "retrying", unsure)
-    settler = Settler(database, "engine", lambda _: None)
+    settler = Settler(database, "engine", lambda _: None, pytest.fail)
     for job_id in ids:
         settler.put(batch, ok(job_id))
     assert settler.wait(timeout=10)
@@ -119,7 +120,7 @@ def test_one_bad_row_does_not_hold_up_the_others(
         real(tx, batch_id, engine_id, answers)
 
     monkeypatch.setattr(results, "store", refusing)
-    settler = Settler(database, "engine", lambda _: None)
+    settler = Settler(database, "engine", lambda _: None, pytest.fail)
     for job_id in ids:
         settler.put(batch, ok(job_id))
     assert settler.wait(timeout=10)
@@ -137,9 +138,46 @@ def test_a_stale_outcome_is_dropped(database: Database, running: Callable[[int],
     with database.transaction() as tx:
         jobs.cancel(tx, "owner", gone)
     told: list[str] = []
-    settler = Settler(database, "engine", lambda stored: told.extend(outcome.job_id for outcome in stored))
+    settler = Settler(database, "engine", lambda stored: told.extend(outcome.job_id for outcome in stored), pytest.fail)
     settler.put(batch, ok(gone))
     settler.put(batch, ok(kept))
     assert settler.wait(timeout=10)
     assert told == [kept]
     assert states(database) == {"succeeded": 1, "cancelled": 1}
+
+
+def test_an_outage_among_single_rows_is_sat_out(
+    database: Database, running: Callable[[int], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When the database goes away while bad data is stored row by row, that is an outage like any other."""
+    batch, ids = running(3)
+    real = database.retrying
+    says: list[Exception] = [DatabaseUnavailable("away"), sa.exc.DataError("insert", {}, ValueError("no"))]
+
+    def flaky(work: Callable[[sa.Connection], Any]) -> Any:
+        if says:
+            raise says.pop()
+        return real(work)
+
+    monkeypatch.setattr(database, "retrying", flaky)
+    settler = Settler(database, "engine", lambda _: None, pytest.fail)
+    for job_id in ids:
+        settler.put(batch, ok(job_id))
+    assert settler.wait(timeout=10)
+    assert states(database) == {"succeeded": 3}
+
+
+def test_a_settler_that_cannot_go_on_says_so(
+    database: Database, running: Callable[[int], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error that nothing provides for ends the worker: a silent settler would keep its batches leased for ever."""
+    batch, (job_id,) = running(1)
+
+    def broken(_work: Callable[[sa.Connection], Any]) -> Any:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(database, "retrying", broken)
+    reasons: SimpleQueue[str] = SimpleQueue()
+    settler = Settler(database, "engine", lambda _: None, reasons.put)
+    settler.put(batch, ok(job_id))
+    assert reasons.get(timeout=10) == "results cannot be stored: ZeroDivisionError"

@@ -64,7 +64,7 @@ def end_job(
         webhook=Webhook(url=url, **hook),
     )
     with database.transaction() as tx:
-        job_id = jobs.submit(tx, new)
+        job_id = jobs.submit(tx, new).id
         if state == "cancelled":
             jobs.cancel(tx, "owner", job_id)
             return job_id
@@ -299,14 +299,22 @@ def test_a_name_that_leads_inside_is_refused_at_the_try(sqlite_database: Databas
 
 
 @pytest.mark.parametrize(
-    ("secret", "error"), [("", "there is no signing secret"), ("whsec_short", "the signing secret is not valid")]
+    ("secret", "state", "error"),
+    [
+        ("", "pending", "there is no STOKER_WEBHOOK_SECRET"),
+        ("whsec_short", "failed", "the signing secret is not valid"),
+    ],
 )
-def test_without_a_secret_nothing_is_sent(sqlite_database: Database, hooks: Receiver, secret: str, error: str) -> None:
-    """An event that cannot be signed fails at once, and the log says what is missing."""
+def test_without_a_secret_nothing_is_sent(
+    sqlite_database: Database, hooks: Receiver, secret: str, state: str, error: str
+) -> None:
+    """What cannot be signed yet is tried again, what never can fails at once; the delivery says what is missing."""
     end_job(sqlite_database, hooks.url)
-    webhook.deliver_due(sqlite_database, settings_with(webhook_secret=secret))
+    webhook.deliver_due(
+        sqlite_database, settings_with(webhook_schedule="0,100").model_copy(update={"webhook_secret": secret})
+    )
     (row,) = rows(sqlite_database)
-    assert row.state == "failed"
+    assert row.state == state
     assert row.error.startswith(error)
     assert hooks.received == []
 

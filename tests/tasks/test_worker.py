@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from models import batches, cohorts, jobs, results, views
+from models import batches, cohorts, due, jobs, results, views
 from models.db import Database
 from models.engines import Incarnation
+from models.errors import DatabaseUnavailable
 from stoker.settings import Settings, load
 from tasks import collector
 from tasks import worker as worker_module
@@ -210,7 +211,7 @@ def test_deferred_jobs_are_put_off_and_then_fail(database: Database, settings: S
     assert states(database) == {"delayed": 1}
     with database.transaction() as tx:
         tx.execute(sa.update(jobs.table).values(run_at=0.0))
-        assert jobs.release_due(tx) == {"fake"}
+        assert due.release_due(tx) == {"fake"}
     everything(database, settings, one, of=1)
     with database.reading() as tx:
         row = views.get(tx, "owner", job_id)
@@ -324,3 +325,35 @@ def test_rejections_keep_their_status() -> None:
     )
     assert stored.result is not None
     assert (stored.state, stored.result.status, stored.result.code) == ("failed", 400, "too_long")
+
+
+def test_a_claim_whose_commit_is_in_doubt_is_given_back(
+    database: Database, settings: Settings, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch that was claimed without the worker's knowing is returned, uncharged; the worker's others go on."""
+    one = start()
+    submit(database, "[[slow:2]] first", lane="realtime")
+    collector.cut_all(database, settings, "fake")
+    thread = run(one)
+    until(lambda: states(database) == {"running": 1})
+    real, lost = database.retrying, threading.Event()
+
+    def unsure(work: Callable[[sa.Connection], Any]) -> Any:
+        done = real(work)
+        if isinstance(done, batches.Claimed) and not lost.is_set():
+            lost.set()
+            raise DatabaseUnavailable("the answer was lost")
+        return done
+
+    monkeypatch.setattr(database, "retrying", unsure)
+    submit(database, "second", lane="realtime")
+    until(lambda: collector.cut_all(database, settings, "fake") is None)
+    with pytest.raises(DatabaseUnavailable):
+        one.run()
+    assert states(database) == {"running": 1, "queued": 1}
+    everything(database, settings, one, of=2)
+    thread.join(5)
+    with database.reading() as tx:
+        ends = tx.execute(sa.select(batches.table.c.state).order_by(batches.table.c.created_at)).scalars().all()
+        assert tx.execute(sa.select(sa.func.count(jobs.table.c.cohort_id))).scalar_one() == 0
+    assert ends == ["finished", "returned", "finished"]
