@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from stoker import cli_admin, cli_jobs
-from stoker.console import DatabaseOption, DataOption, JsonOption, dim, fail, settings_errors
+from stoker.console import DatabaseOption, DataOption, JsonOption, dim, fail, give_up_output, settings_errors, tell
 
 app = typer.Typer(
     name="stoker",
@@ -69,13 +69,14 @@ def up(
 
     def say(text: str) -> None:
         line = text if text.startswith("ready ") else f"{dim(f'{time.monotonic() - began:6.1f} s')}  {text}"
-        print(line, flush=True)
+        tell(line)
 
     with settings_errors():
         try:
             status = run(given, say)
         except UpError as error:
             fail(str(error), error.status)
+    give_up_output()
     raise typer.Exit(status)
 
 

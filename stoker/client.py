@@ -9,6 +9,7 @@ with Client() as client:
 
 from __future__ import annotations
 
+import ipaddress
 import time
 import uuid
 from collections.abc import Mapping
@@ -76,7 +77,10 @@ class Client:
 
     def __init__(self, base_url: str = "http://127.0.0.1:8000", api_key: str | None = None) -> None:
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-        self._http = httpx.Client(base_url=base_url, headers=headers, timeout=httpx.Timeout(20.0, connect=5.0))
+        # With a transport of its own httpx does not look for proxies in the environment: none of them reaches loopback.
+        transport = httpx.HTTPTransport() if _is_loopback(httpx.URL(base_url).host) else None
+        timeout = httpx.Timeout(20.0, connect=5.0)
+        self._http = httpx.Client(base_url=base_url, headers=headers, timeout=timeout, transport=transport)
 
     def __enter__(self) -> Self:
         """Return itself."""
@@ -147,6 +151,13 @@ class Client:
                 raise _problem(answer)
             time.sleep(_retry_after(answer, pause))
         raise AssertionError  # the last try returns or raises
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
 
 
 def _retry_after(answer: httpx.Response, otherwise: float) -> float:

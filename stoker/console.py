@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -38,10 +38,32 @@ def settings_errors() -> Iterator[None]:
 
 def fail(why: str, status: int = 1) -> NoReturn:
     """End the program: one line on the standard error, and a status."""
-    typer.secho(f"stoker: {why}", err=True, fg=None if os.environ.get("NO_COLOR") else "red")
+    # Whoever can no longer be told still gets the status.
+    with suppress(OSError, ValueError):
+        typer.secho(f"stoker: {why}", err=True, fg=None if os.environ.get("NO_COLOR") else "red")
+    give_up_output()
     raise typer.Exit(status)
+
+
+def tell(line: str) -> None:
+    """Print a line, and go on whatever becomes of it: its reader may be gone, or the disk full."""
+    with suppress(OSError, ValueError):
+        typer.echo(line)
+
+
+def give_up_output() -> None:
+    """Drop what could not be printed: Python would try once more at its end, and make the exit status 120."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream:
+                stream.flush()
+        except (OSError, ValueError):
+            with suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def dim(text: str) -> str:
     """Return a text in grey, where it goes to a terminal."""
-    return typer.style(text, dim=True) if sys.stdout.isatty() and not os.environ.get("NO_COLOR") else text
+    return (
+        typer.style(text, dim=True) if sys.stdout and sys.stdout.isatty() and not os.environ.get("NO_COLOR") else text
+    )

@@ -15,9 +15,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from queue import Empty, SimpleQueue
 
@@ -29,11 +29,14 @@ from stoker.client import Client, Job, StokerAPIError
 from stoker.local import webhook_secret
 from stoker.processes import Ledger, sessions
 from stoker.receiver import Receiver
+from stoker.unwinding import unwinding_at_signals
 
 START_WITHIN = 1200.0
 JOB_WITHIN = 180.0
 JOBS_WITHIN = 600.0
 STOP_WITHIN = 90.0
+# Where another service is and how it signs; the demo's own is on loopback, with everything in its data folder.
+_NOT_OURS = frozenset({"STOKER_DATABASE_URL", "STOKER_REDIS_URL", "STOKER_WEBHOOK_SECRET", "STOKER_HOST"})
 JOBS = 32
 AT_ONCE = 8
 
@@ -62,7 +65,7 @@ class Up:
         # It must live longer than a Ctrl-C in this terminal: it is stopped, and then looked at.
         self._process = subprocess.Popen(
             command,
-            env=os.environ | {"STOKER_WEBHOOK_ALLOW_CIDRS": "127.0.0.1/32"},
+            env=environment(os.environ),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -95,6 +98,7 @@ class Up:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+            Ledger(self.data / "run/processes.json").reap()
             raise DemoFailed(f"`stoker up` did not stop within {STOP_WITHIN:.0f} s") from None
         left = [pid for members in sessions([it.pid for it in recorded]).values() for pid in members]
         if left:
@@ -105,11 +109,19 @@ class Up:
     def _listen(self) -> None:
         for line in self._process.stdout or ():
             self._last = line.strip()
-            console.print(
-                f"  [dim]up[/]  {line.rstrip()}" if not line.startswith("ready ") else f"  [bold]{line.strip()}[/]"
-            )
+            # Read on whoever looks: rich raises SystemExit when the terminal is gone.
+            with suppress(OSError, SystemExit):
+                console.print(
+                    f"  [dim]up[/]  {line.rstrip()}" if not line.startswith("ready ") else f"  [bold]{line.strip()}[/]"
+                )
             self._said.put(line)
         self._said.put(None)
+
+
+def environment(inherited: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment of the demo's service: nothing in it leads to a service that the person runs already."""
+    kept = {name: value for name, value in inherited.items() if name not in _NOT_OURS}
+    return kept | {"STOKER_WEBHOOK_ALLOW_CIDRS": "127.0.0.1/32"}
 
 
 def run(engine: str, data: Path) -> None:
@@ -119,7 +131,7 @@ def run(engine: str, data: Path) -> None:
     began = time.monotonic()
     console.print(f"[bold]stoker demo[/]: the whole service in {data}")
     try:
-        with ExitStack() as stack:
+        with unwinding_at_signals(), ExitStack() as stack:
             with _timed("start", times):
                 up = Up(engine, data)
                 stack.callback(_stop, up, times)
@@ -187,7 +199,7 @@ def webhook(client: Client, data: Path) -> None:
         console.print(f"  job {job.id} tells {receiver.url}")
         came = receiver.wait(timeout=JOB_WITHIN)[0]
     try:
-        event = Webhook(os.environ.get("STOKER_WEBHOOK_SECRET") or webhook_secret(data)).verify(came.body, came.headers)
+        event = Webhook(webhook_secret(data)).verify(came.body, came.headers)
     except WebhookVerificationError as error:
         raise DemoFailed(f"the webhook's signature is wrong: {error}") from None
     if event["data"]["id"] != job.id or event["type"] != "job.succeeded":
@@ -230,8 +242,12 @@ def _succeeded(jobs: Sequence[Job]) -> None:
 
 
 def _stop(up: Up, times: list[tuple[str, float]]) -> None:
-    with _timed("stop", times):
-        up.stop()
+    began = time.monotonic()
+    # It is stopped even when there is nobody any more to be told so.
+    with suppress(OSError, SystemExit):
+        console.print("\n[bold]stop[/]")
+    up.stop()
+    times.append(("stop", time.monotonic() - began))
 
 
 @contextmanager

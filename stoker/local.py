@@ -132,6 +132,8 @@ def _prepare(
         "webhook_secret": asked.webhook_secret or webhook_secret(data),
         "fake_log": asked.fake_log and asked.fake_log.absolute(),
     }
+    if asked.database_url:
+        found["database_url"] = _absolute(asked.database_url)
     broker = None
     if "redis_url" not in asked.model_fields_set:
         try:
@@ -144,6 +146,21 @@ def _prepare(
     for old in (data / "metrics").iterdir():
         old.unlink()
     return settings, broker
+
+
+def _absolute(url: str) -> str:
+    """Return a database URL that means the same in every folder: the processes run in the data folder."""
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import ArgumentError
+
+    try:
+        parsed = make_url(url)
+    except ArgumentError:
+        return url  # what is wrong with it is told when it is opened
+    file = parsed.database or ""
+    if parsed.get_backend_name() != "sqlite" or file in {"", ":memory:"} or file.startswith("file:"):
+        return url
+    return parsed.set(database=str(Path(file).absolute())).render_as_string(hide_password=False)
 
 
 def _model(settings: Settings, say: Say) -> dict[str, object]:

@@ -84,14 +84,17 @@ class Ledger:
         """Return what was written down since the machine booted."""
         try:
             found = json.loads(self._path.read_text())
+            if found["boot"] != boot():
+                return []
+            return [
+                Recorded(**(item | {"members": tuple((pid, start) for pid, start in item["members"])}))
+                for item in found["processes"]
+            ]
         except FileNotFoundError:
             return []
-        if found["boot"] != boot():
+        except (ValueError, KeyError, TypeError):
+            # Replaced as a whole, it is only ever broken by a power cut, which left none of its processes either.
             return []
-        return [
-            Recorded(**(item | {"members": tuple((pid, start) for pid, start in item["members"])}))
-            for item in found["processes"]
-        ]
 
     def reap(self) -> list[Recorded]:
         """Kill what is left of the processes written down by a supervisor that is gone; return those that were left."""

@@ -5,6 +5,7 @@ Nothing else reads the environment. A bad value stops the start with one line th
 
 from __future__ import annotations
 
+import base64
 import ipaddress
 from functools import cached_property
 from pathlib import Path
@@ -57,7 +58,9 @@ class Settings(BaseSettings):
     # Models and the engine
     engine: Literal["vllm", "fake"] = Field("vllm", description="What runs batches.")
     engine_name: str = Field("engine", pattern=r"^[A-Za-z0-9_.-]{1,64}$", description="Stable name of this engine.")
-    model: str = Field("", description="Hugging Face id or folder that vLLM loads; empty: the demo model.")
+    model: str = Field(
+        "", description="Hugging Face id or folder that vLLM loads; empty: the demo model (`stoker up` only)."
+    )
     model_name: str = Field("", description="Name that clients ask for; empty: derived from the model.")
     dtype: str = Field("", description="vLLM's --dtype; empty: chosen by the hardware.")
     tensor_parallel_size: int = Field(1, ge=1, description="vLLM's --tensor-parallel-size.")
@@ -93,7 +96,7 @@ class Settings(BaseSettings):
     lease: float = Field(15.0, ge=1, description="How long a batch stays claimed without a heartbeat.")
     heartbeat: float = Field(5.0, gt=0, description="How often leases are renewed.")
     cancel_poll: float = Field(1.0, gt=0, description="How often a worker looks for cancelled jobs.")
-    sweep_every: float = Field(2.0, ge=0.2, description="How often the sweeper runs.")
+    sweep_every: float = Field(2.0, ge=0.2, le=5, description="How often the sweeper runs; 5 at most.")
     run_timeout: float = Field(300.0, gt=0, description="Without a token or outcome for so long the engine is hung.")
     request_timeout: float = Field(600.0, gt=0, description="How long one request may run in an engine.")
     drain_timeout: float = Field(30.0, ge=0, description="How long a stopping worker lets its jobs finish.")
@@ -129,8 +132,11 @@ class Settings(BaseSettings):
     @field_validator("webhook_secret")
     @classmethod
     def _secret(cls, value: str) -> str:
-        if value and not value.startswith("whsec_"):
-            msg = "must start with whsec_ (make one with `stoker keys webhook-secret`)"
+        if value and not (value.split() and all(_is_secret(one) for one in value.split())):
+            msg = (
+                "must be whsec_ and the base64 of 24 to 64 bytes, or several such, separated by spaces "
+                "(make one with `stoker keys webhook-secret`)"
+            )
             raise ValueError(msg)
         return value
 
@@ -147,6 +153,9 @@ class Settings(BaseSettings):
     def _times(self) -> Self:
         if self.heartbeat * 2 > self.lease:
             msg = "STOKER_HEARTBEAT must be at most half of STOKER_LEASE, or one lost beat loses the batch"
+            raise ValueError(msg)
+        if self.heartbeat * 2 > self.engine_gone_after:
+            msg = "STOKER_HEARTBEAT must be at most half of STOKER_ENGINE_GONE_AFTER, or one lost beat loses the engine"
             raise ValueError(msg)
         return self
 
@@ -220,6 +229,16 @@ class Settings(BaseSettings):
     def webhook_networks(self) -> tuple[str, ...]:
         """Return the internal networks that webhooks may reach."""
         return tuple(part.strip() for part in self.webhook_allow_cidrs.split(",") if part.strip())
+
+
+def _is_secret(text: str) -> bool:
+    """Tell whether a text is a signing secret, as strictly as `models.secrets`, which must not be imported here."""
+    if not text.startswith("whsec_"):
+        return False
+    try:
+        return 24 <= len(base64.b64decode(text.removeprefix("whsec_"), validate=True)) <= 64  # noqa: PLR2004  # bytes
+    except ValueError:
+        return False
 
 
 def load(**overrides: object) -> Settings:

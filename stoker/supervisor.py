@@ -114,6 +114,7 @@ class Supervisor:
         self._say = say
         self._children: dict[str, _Child] = {}
         self._looked = 0.0
+        self._unwritten = False
 
     def start(self, service: Service) -> None:
         """Start a process, and from now on whenever it has died."""
@@ -222,11 +223,21 @@ class Supervisor:
             members = tuple(sorted((it.pid, it.start) for it in found[leader.pid] if it.pid != leader.pid))
             if members != leader.members:
                 self._children[leader.name].recorded = replace(leader, members=members)
-        if alive != [child.recorded for child in self._children.values() if child.recorded is not None]:
+        if self._unwritten or alive != [
+            child.recorded for child in self._children.values() if child.recorded is not None
+        ]:
             self._record()
 
     def _record(self) -> None:
-        self._ledger.write([child.recorded for child in self._children.values() if child.recorded is not None])
+        """Write the processes down; a disk that is full is told once, tried again later, and stops nothing."""
+        try:
+            self._ledger.write([child.recorded for child in self._children.values() if child.recorded is not None])
+        except OSError as error:
+            if not self._unwritten:
+                self._say(f"the list of processes cannot be written: {error.strerror}; going on")
+            self._unwritten = True
+        else:
+            self._unwritten = False
 
 
 def _spawn(service: Service, log: IO[bytes]) -> subprocess.Popen[bytes]:

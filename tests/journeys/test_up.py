@@ -85,6 +85,28 @@ def test_a_killed_up_is_cleaned_up_by_the_next(data: Path) -> None:
     assert left_of(data) == []
 
 
+def test_nobody_reads_what_it_says(data: Path) -> None:
+    """The reader of its output is gone (`stoker up | tee`, a lost ssh): it serves on, and Ctrl-C leaves nothing."""
+    command = [*STOKER, "up", "--port", "0", "--data", str(data), "--engine", "fake"]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    ) as process:
+        assert process.stdout is not None
+        url = next(line.split()[1] for line in process.stdout if line.startswith("ready "))
+        process.stdout.close()
+        (worker,) = [
+            item["pid"]
+            for item in json.loads(subprocess.check_output([*STOKER, "ps", "--json", "--data", str(data)]))
+            if item["name"] == "worker"
+        ]
+        os.kill(worker, signal.SIGKILL)
+        with closing(Client(url)) as client:
+            assert finished(client, prompt="unseen").text == "echo: unseen"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 0
+    assert left_of(data) == []
+
+
 def test_an_engine_that_cannot_start_ends_it(data: Path, tmp_path: Path) -> None:
     """A folder that holds no model: one readable line, status 78, nothing left."""
     empty = tmp_path / "no-model"

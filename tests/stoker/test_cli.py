@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import os
 import subprocess
@@ -13,6 +15,7 @@ from typer.testing import CliRunner, Result
 
 from models import keys
 from models.db import Database
+from stoker import console
 from stoker.cli import app
 from stoker.processes import Ledger, Recorded
 from tasks.proc import look
@@ -53,6 +56,36 @@ def test_a_start_that_fails_is_one_line(tmp_path: Path) -> None:
     result = stoker("up", "--data", str(tmp_path), "--model", "/not/there", "--port", "0")
     assert result.exit_code == 1
     assert result.stderr == "stoker: STOKER_MODEL: there is no folder /not/there\n"
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EPIPE, errno.ENOSPC])
+def test_a_line_that_cannot_be_printed_ends_nothing(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The terminal is lost, the reader gone or the disk full: progress is told to nobody, and nothing is raised."""
+
+    class Gone(io.StringIO):
+        def flush(self) -> None:
+            raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("sys.stdout", Gone())
+    console.tell("web: ready")
+    console.give_up_output()
+
+
+def test_what_could_not_be_printed_does_not_change_the_status() -> None:
+    """With both outputs gone the command ends with its own status, not with Python's 120."""
+    script = (
+        "import sys; from stoker.console import fail, tell; sys.stdin.readline(); tell('x'); fail('no such model', 78)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", f"import typer\ntry:\n    {script}\nexcept typer.Exit as e:\n    sys.exit(e.exit_code)"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        process.communicate(b"\n")
+    assert process.returncode == 78
 
 
 def test_ps_lists_only_what_lives(tmp_path: Path) -> None:

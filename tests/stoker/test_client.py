@@ -101,6 +101,36 @@ def test_nobody_there(monkeypatch: pytest.MonkeyPatch) -> None:
         client.get("job_x")
 
 
+@pytest.mark.parametrize("proxy", ["http://127.0.0.1:1", "socks5://127.0.0.1:1"])
+def test_loopback_is_asked_without_a_proxy(app: Flask, proxy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A proxy in the environment, here a dead one, is not asked for a service on this machine."""
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, proxy)
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    with make_server("127.0.0.1", 0, app, WSGIServer, _Quiet) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            for host in ("127.0.0.1", "localhost"):
+                with Client(f"http://{host}:{server.server_port}") as client:
+                    assert client.submit(prompt="hi").state == "queued"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@pytest.mark.parametrize(
+    ("url", "direct"),
+    [("http://[::1]:1", True), ("http://127.9.9.9", True), ("http://192.0.2.1", False), ("http://example.com", False)],
+)
+def test_only_loopback_is_asked_directly(url: str, direct: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A service elsewhere is reached by the proxy that the environment names."""
+    monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:1")
+    with Client(url) as client:
+        assert (not client._http._mounts) == direct
+
+
 def test_only_what_is_safe_is_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
     """GET, and POST with an Idempotency-Key, are tried again after 429 and 503, as late as asked; cancel is not."""
     pauses: list[float] = []

@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import threading
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,30 @@ def test_a_database_that_cannot_be_used_is_named(tmp_path: Path) -> None:
     said = refused(data=tmp_path, engine="fake", port=0, database_url=url)
     assert said.startswith("STOKER_DATABASE_URL: ")
     assert "secret" not in said
+
+
+@pytest.mark.parametrize("by", ["option", "variable"])
+def test_a_relative_database_is_the_one_of_this_folder(
+    by: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The processes run in the data folder: they are told the whole path of the file that was made ready here."""
+    monkeypatch.chdir(tmp_path)
+    given: dict[str, object] = {"data": tmp_path / "var", "engine": "fake", "port": 0, "redis_url": "redis://x"}
+    if by == "option":
+        given["database_url"] = "sqlite:///jobs.db"
+    else:
+        monkeypatch.setenv("STOKER_DATABASE_URL", "sqlite:///jobs.db")
+    asked = load(**given)
+    with local._alone(tmp_path / "var"), closing(local._listen(asked)) as listener:
+        settings, _ = local._prepare(given, asked, tmp_path / "var", listener, print)
+    assert settings.database_url == f"sqlite:///{tmp_path}/jobs.db"
+    assert (tmp_path / "jobs.db").exists()
+
+
+@pytest.mark.parametrize("url", ["sqlite:////srv/a.db", "sqlite://", "postgresql://a:b%40c@db/x", "sqlite:a"])
+def test_other_databases_are_told_as_they_are(url: str) -> None:
+    """A whole path, memory, a server and what is no URL at all stay as they were given."""
+    assert local._absolute(url) == url
 
 
 def test_a_bad_setting_is_named(tmp_path: Path) -> None:

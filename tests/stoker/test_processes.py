@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from stoker.processes import Ledger, Recorded, kill_session, sessions
-from tasks.proc import Process, look
+from tasks.proc import Process, boot, look
 
 SLEEP = [sys.executable, "-c", "import time; time.sleep(60)"]
 WITH_CHILD = (
@@ -104,6 +104,15 @@ def test_another_boot_proves_nothing(ledger: Ledger, leader: subprocess.Popen[by
     assert ledger.read() == []
     assert ledger.reap() == []
     assert leader.poll() is None
+
+
+@pytest.mark.parametrize("text", ["", "{", "\0\0\0", "[]", "null", "{}", "BOOT"])
+def test_a_broken_ledger_is_an_empty_one(ledger: Ledger, tmp_path: Path, text: str) -> None:
+    """What a power cut leaves of the file names nobody and hinders no start."""
+    wrong = json.dumps({"boot": boot(), "processes": [{"name": "engine"}]})
+    (tmp_path / "processes.json").write_text(text.replace("BOOT", wrong))
+    assert ledger.read() == []
+    assert ledger.reap() == []
 
 
 def test_a_session_without_its_leader_is_reaped(ledger: Ledger, orphan: tuple[int, Process]) -> None:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
-from stoker.processes import Ledger, sessions
+from stoker.processes import Ledger, Recorded, sessions
 from stoker.services import Service
 from stoker.supervisor import Exit, Signals, Supervisor
 from tasks.proc import look
@@ -132,6 +133,36 @@ def test_every_process_is_written_down_with_who_is_in_its_session(tmp_path: Path
     assert {pid for pid, _ in ledger.read()[0].members} == inside - {written.pid}
     supervisor.stop(["one"], 1)
     assert ledger.read() == []
+
+
+def test_a_full_disk_stops_nothing(tmp_path: Path, signals: Signals) -> None:
+    """What cannot be written down is told once, written when there is room again, and hinders no start and no end."""
+
+    class Full(Ledger):
+        full = True
+
+        def write(self, processes: Sequence[Recorded]) -> None:
+            if self.full:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            super().write(processes)
+
+    ledger = Full(tmp_path / "processes.json")
+    said: list[str] = []
+    supervisor = Supervisor(ledger, tmp_path, signals, said.append)
+    supervisor.start(python(tmp_path, "import time; time.sleep(60)"))
+    first = supervisor.pid("one")
+    assert first is not None
+    os.kill(first, signal.SIGKILL)
+    tend_until(supervisor, lambda: supervisor.pid("one") not in {None, first})
+    second = supervisor.pid("one")
+    assert said == ["the list of processes cannot be written: No space left on device; going on"]
+    ledger.full = False
+    tend_until(supervisor, lambda: [it.pid for it in ledger.read()] == [second])
+    ledger.full = True
+    supervisor.stop(["one"], 1)
+    assert second is not None
+    assert look(second) is None
+    assert len(said) == 2
 
 
 def test_nothing_starts_that_is_not_written_down(tmp_path: Path) -> None:
