@@ -201,7 +201,9 @@ class Worker:
         if any(flight.batch.cohort for flight in flights):
             return []
         unfinished = sum(len(flight.unfinished) for flight in flights)
-        free = unfinished < self._engine.slots - self.reserve
+        # A little more than fits: whoever leaves the engine finds the next one waiting at its gate, which alone keeps
+        # the reserve free. Claimed only when there is room, a slot stood empty for as long as a claim takes.
+        free = unfinished < self._engine.slots + self.reserve
         return list(range(len(LANES))) if free or not flights else [0]
 
     def _run(self, flight: Flight) -> None:

@@ -148,21 +148,26 @@ def test_several_batches_are_in_flight(database: Database, settings: Settings, s
     assert states(database) == {"succeeded": 19, "running": 1}
 
 
-def test_without_free_slots_only_realtime_is_claimed(database: Database, settings: Settings, start: Start) -> None:
-    """A full engine leaves bulk READY and still takes realtime."""
+def test_realtime_finds_its_reserve_free(database: Database, settings: Settings, start: Start) -> None:
+    """While there is realtime, the others wait at the gate or in the queue, and a realtime job runs at once."""
     one = start(fake_slots=4)
+
+    def work() -> None:
+        until(lambda: collector.cut_all(database, settings, "fake") is None)
+        run(one)
+
+    submit(database, "[[slow:0.01]] first", lane="realtime")
+    work()
+    until(lambda: states(database) == {"succeeded": 1})
     submit(database, *["[[slow:30]]"] * 3, lane="bulk")
-    until(lambda: collector.cut_all(database, settings, "fake") is None)
-    run(one)
-    until(lambda: states(database) == {"running": 3})
-    submit(database, "later", lane="bulk")
-    until(lambda: collector.cut_all(database, settings, "fake") is None)
-    one.run()
-    assert states(database) == {"running": 3, "batched": 1}
+    work()
+    until(lambda: states(database).get("running") == 3)
+    submit(database, "[[slow:30]]", "later", lane="bulk")
+    work()
+    until(lambda: states(database).get("running") == 4)
     submit(database, "now", lane="realtime")
-    until(lambda: collector.cut_all(database, settings, "fake") is None)
-    one.run()
-    assert states(database) == {"running": 3, "batched": 1, "succeeded": 1}
+    work()
+    until(lambda: states(database) == {"succeeded": 2, "running": 4, "queued": 1})
 
 
 def test_a_drain_returns_what_is_unfinished(database: Database, settings: Settings, start: Start) -> None:
