@@ -196,7 +196,7 @@ class Worker:
                 time.sleep(delay(tries, jitter=0.5, base=0.2, most=5.0))
 
     def _ranks(self) -> list[int]:
-        """Return the lanes that may be claimed for now: none beside a cohort, realtime alone without free slots."""
+        """Return the lanes that may be claimed for now: none beside a cohort, realtime alone when enough wait."""
         flights = self._copy()
         if any(flight.batch.cohort for flight in flights):
             return []
