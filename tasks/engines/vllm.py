@@ -34,7 +34,7 @@ CLOSE_WITHIN = 5.0
 """Seconds that vLLM's processes have to end before they are killed."""
 
 HOMES: dict[str, tuple[str, ...]] = {
-    # 0.32 first, then 0.20.
+    # Newest first: 0.28 to 0.32, then back to 0.20.
     "make_arg_parser": ("vllm.entrypoints.launchers.cli_args", "vllm.entrypoints.openai.cli_args"),
     "validate_parsed_serve_args": ("vllm.entrypoints.launchers.cli_args", "vllm.entrypoints.openai.cli_args"),
     "build_async_engine_client": (
@@ -42,7 +42,11 @@ HOMES: dict[str, tuple[str, ...]] = {
         "vllm.entrypoints.openai.api_server",
     ),
     "init_app_state": ("vllm.entrypoints.launchers.api_server.entry", "vllm.entrypoints.openai.api_server"),
-    "create_error_response": ("vllm.entrypoints.serve", "vllm.entrypoints.utils"),
+    "create_error_response": (
+        "vllm.entrypoints.serve",
+        "vllm.entrypoints.serve.utils.error_response",
+        "vllm.entrypoints.utils",
+    ),
     "ErrorResponse": ("vllm.entrypoints.serve.engine.protocol", "vllm.entrypoints.openai.engine.protocol"),
     # The same in both.
     "EngineDeadError": ("vllm.v1.engine.exceptions",),

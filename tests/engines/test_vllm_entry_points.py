@@ -125,19 +125,23 @@ def test_bad_flags_are_one_line(flags: str, part: str) -> None:
     assert "\n" not in str(raised.value)
 
 
-@pytest.mark.parametrize("version", [0, 1], ids=["0.32", "0.20"])
-@pytest.mark.parametrize("name", [name for name, homes in module.HOMES.items() if len(homes) > 1])
-def test_both_versions_homes_are_tried(monkeypatch: pytest.MonkeyPatch, name: str, version: int) -> None:
-    """A name is found in its home of either version, also where the other home's package exists without it."""
+@pytest.mark.parametrize("packages_stay", [True, False], ids=["packages stay", "packages go"])
+@pytest.mark.parametrize(
+    ("name", "home"),
+    [(name, home) for name, homes in module.HOMES.items() if len(homes) > 1 for home in homes],
+)
+def test_every_versions_home_is_tried(
+    monkeypatch: pytest.MonkeyPatch, name: str, home: str, *, packages_stay: bool
+) -> None:
+    """A name is found in whichever home has it, where the others are gone and where they are there without it."""
     wanted = object()
-    homes = module.HOMES[name]
 
-    def load(home: str) -> types.SimpleNamespace:
-        if home == homes[version]:
+    def load(tried: str) -> types.SimpleNamespace:
+        if tried == home:
             return types.SimpleNamespace(**{name: wanted})
-        if version:
-            raise ModuleNotFoundError(name=home)
-        return types.SimpleNamespace()
+        if packages_stay:
+            return types.SimpleNamespace()
+        raise ModuleNotFoundError(name=tried)
 
     monkeypatch.setattr(module.importlib, "import_module", load)
     assert module.find(name) is wanted
