@@ -182,6 +182,11 @@ class Settings(BaseSettings):
             "health_check_interval": 5,
         }
 
+    @property
+    def redis_client_url(self) -> str:
+        """Return the Redis URL as redis-py takes it: to Celery a Unix socket is `redis+socket://`."""
+        return self.redis_url.replace("redis+socket://", "unix://")
+
     @cached_property
     def served_name(self) -> str:
         """Return the name that clients ask for."""

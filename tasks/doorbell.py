@@ -32,8 +32,7 @@ class Doorbell:
     def __init__(self, app: Celery, settings: Settings) -> None:
         """Prepare; the thread starts with the first ring."""
         self._app = app
-        url = settings.redis_url.replace("redis+socket://", "unix://")  # Celery's word for it, and redis-py's
-        self._redis = redis.Redis.from_url(url, socket_timeout=1, socket_connect_timeout=1)
+        self._redis = redis.Redis.from_url(settings.redis_client_url, socket_timeout=1, socket_connect_timeout=1)
         self._pending: dict[tuple[str, ...], Callable[[], object]] = {}
         self._ended: list[str] = []
         self._wake = threading.Condition()

@@ -16,11 +16,10 @@ import structlog
 
 from models import jobs
 from models.db import Database
-from models.errors import DatabaseUnavailable
 from models.jobs import Settled
 from models.results import NewResult
 from tasks import metrics
-from tasks.backoff import delay
+from tasks.outage import sit_out
 
 log = structlog.get_logger(__name__)
 
@@ -86,16 +85,10 @@ class Settler:
         by_batch: dict[str, list[Settled]] = defaultdict(list)
         for batch_id, outcome in chunk:
             by_batch[batch_id].append(outcome)
-        tries = 0
-        while True:
-            try:
-                took = self._commit_or_one_by_one(by_batch)
-                break
-            except DatabaseUnavailable as error:
-                # Whether the commit took effect is unknown; the guard makes doing it again harmless.
-                tries += 1
-                log.warning("results wait for the database", outcomes=len(chunk), error=str(error))
-                time.sleep(delay(tries, jitter=0.5, base=0.2, most=5.0))
+        # Twice is harmless: the guard in `jobs.settle` lets an outcome count once.
+        took = sit_out(
+            lambda: self._commit_or_one_by_one(by_batch), "results wait for the database", outcomes=len(chunk)
+        )
         self._stored([outcome for outcome in took if outcome is not None])
 
     def _commit_or_one_by_one(self, by_batch: Mapping[str, Sequence[Settled]]) -> list[Settled | None]:

@@ -24,10 +24,10 @@ from models.errors import DatabaseUnavailable
 from models.jobs import Settled
 from stoker.settings import LANES, Settings
 from tasks import metrics, outcomes
-from tasks.backoff import delay
 from tasks.doorbell import Doorbell
 from tasks.engines.base import Engine, EngineFailure, reserved
 from tasks.lease import Keeper
+from tasks.outage import sit_out
 from tasks.settler import Settler
 
 log = structlog.get_logger(__name__)
@@ -185,15 +185,14 @@ class Worker:
         """
         held = list(self._flights)
         mine = (batches.table.c.incarnation == self._mine.id, batches.table.c.state == sa.literal("running"))
-        tries = 0
-        while not self._closing.is_set():
-            try:
-                self._database.retrying(lambda tx: batches.give_back(tx, *mine, batches.table.c.id.not_in(held)))
-                return
-            except DatabaseUnavailable as error:
-                tries += 1
-                log.warning("a claim waits for the database", error=str(error))
-                time.sleep(delay(tries, jitter=0.5, base=0.2, most=5.0))
+        if not self._closing.is_set():
+            sit_out(
+                lambda: self._database.retrying(
+                    lambda tx: batches.give_back(tx, *mine, batches.table.c.id.not_in(held))
+                ),
+                "a claim waits for the database",
+                given_up=self._closing,
+            )
 
     def _ranks(self) -> list[int]:
         """Return the lanes that may be claimed for now: none beside a cohort, realtime alone when enough wait."""
@@ -234,15 +233,10 @@ class Worker:
             running = batches.table.c.state == sa.literal("running")
             return "returned" if batches.give_back(tx, *mine, running) else "lost"
 
-        tries = 0
-        while True:
-            try:
-                metrics.batches_ended.labels(self._database.retrying(work)).inc()
-                break
-            except DatabaseUnavailable as error:
-                tries += 1
-                log.warning("the end of a batch waits for the database", batch=batch_id, error=str(error))
-                time.sleep(delay(tries, jitter=0.5, base=0.2, most=5.0))
+        ended = sit_out(
+            lambda: self._database.retrying(work), "the end of a batch waits for the database", batch=batch_id
+        )
+        metrics.batches_ended.labels(ended).inc()
         with self._lock:
             self._flights.pop(batch_id, None)
 

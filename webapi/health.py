@@ -49,9 +49,8 @@ def readyz() -> Response:
 
 
 def _redis_answers(settings: Settings) -> bool:
-    url = settings.redis_url.replace("redis+socket://", "unix://")
     try:
-        with redis.Redis.from_url(url, socket_timeout=0.3, socket_connect_timeout=0.3) as client:
+        with redis.Redis.from_url(settings.redis_client_url, socket_timeout=0.3, socket_connect_timeout=0.3) as client:
             return bool(client.ping())
     except (redis.RedisError, OSError):
         return False

@@ -35,7 +35,7 @@ class Waiters:
     """Wakes requests when their job may have ended. `stop` wakes all, for the process is to end."""
 
     def __init__(self, settings: Settings, database: Database) -> None:
-        self._url = settings.redis_url.replace("redis+socket://", "unix://")
+        self._url = settings.redis_client_url
         # However many may wait, some threads are left for those who look or submit.
         self._most = min(settings.max_waiters, settings.web_threads - min(SPARE, settings.web_threads // 2))
         self._database = database

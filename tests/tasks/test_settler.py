@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Any
@@ -46,6 +47,18 @@ def ok(job_id: str) -> Settled:
     return Settled(job_id, "succeeded", NewResult(200, "{}", prompt_tokens=1, completion_tokens=1))
 
 
+def fail_first(database: Database, monkeypatch: pytest.MonkeyPatch, *errors: Exception) -> None:
+    """Let the next transactions fail with these errors, in this order, and those after them work."""
+    real, left = database.retrying, deque(errors)
+
+    def flaky(work: Callable[[sa.Connection], Any]) -> Any:
+        if left:
+            raise left.popleft()
+        return real(work)
+
+    monkeypatch.setattr(database, "retrying", flaky)
+
+
 def test_many_outcomes_share_a_commit(database: Database, running: Callable[[int], Any]) -> None:
     """What gathers while a commit runs is stored by the next one: far fewer commits than outcomes, none lost."""
     batch, ids = running(500)
@@ -64,15 +77,7 @@ def test_an_outage_is_sat_out(
 ) -> None:
     """While the database is away nothing is dropped; when it is back everything is stored once."""
     batch, ids = running(3)
-    away = [DatabaseUnavailable("away"), DatabaseUnavailable("still away")]
-    real = database.retrying
-
-    def flaky(work: Callable[[sa.Connection], Any]) -> Any:
-        if away:
-            raise away.pop()
-        return real(work)
-
-    monkeypatch.setattr(database, "retrying", flaky)
+    fail_first(database, monkeypatch, DatabaseUnavailable("away"), DatabaseUnavailable("still away"))
     settler = Settler(database, "engine", lambda _: None, pytest.fail)
     for job_id in ids:
         settler.put(batch, ok(job_id))
@@ -151,15 +156,8 @@ def test_an_outage_among_single_rows_is_sat_out(
 ) -> None:
     """When the database goes away while bad data is stored row by row, that is an outage like any other."""
     batch, ids = running(3)
-    real = database.retrying
-    says: list[Exception] = [DatabaseUnavailable("away"), sa.exc.DataError("insert", {}, ValueError("no"))]
-
-    def flaky(work: Callable[[sa.Connection], Any]) -> Any:
-        if says:
-            raise says.pop()
-        return real(work)
-
-    monkeypatch.setattr(database, "retrying", flaky)
+    refused = sa.exc.DataError("insert", {}, ValueError("no"))
+    fail_first(database, monkeypatch, refused, DatabaseUnavailable("away"))
     settler = Settler(database, "engine", lambda _: None, pytest.fail)
     for job_id in ids:
         settler.put(batch, ok(job_id))

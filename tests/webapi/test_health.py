@@ -135,10 +135,8 @@ def test_a_database_outage_is_a_503(
     assert "c4n4ry" not in logged
 
 
-def test_an_answer_lost_at_commit_is_said_to_be_unknown(
-    client: FlaskClient, context: Context, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """When the database goes away at COMMIT nobody knows: the answer says so and advises an Idempotency-Key."""
+def lose_commits(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every transaction from now on take effect and then be reported as lost."""
     real = context.database.transaction
 
     @contextmanager
@@ -148,6 +146,13 @@ def test_an_answer_lost_at_commit_is_said_to_be_unknown(
         raise DatabaseUnavailable("the connection was lost")
 
     monkeypatch.setattr(context.database, "transaction", lost)
+
+
+def test_an_answer_lost_at_commit_is_said_to_be_unknown(
+    client: FlaskClient, context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When the database goes away at COMMIT nobody knows: the answer says so and advises an Idempotency-Key."""
+    lose_commits(context, monkeypatch)
     answer = client.post("/v1/jobs", json={"prompt": "hi"})
     assert (answer.status_code, answer.json["code"]) == (503, "outcome_unknown")
     assert "Idempotency-Key" in answer.json["detail"]
@@ -158,15 +163,7 @@ def test_a_cancel_lost_at_commit_is_said_to_be_unknown(
 ) -> None:
     """The answer does not say that nothing was stored, but to look at the job."""
     job_id = client.post("/v1/jobs", json={"prompt": "hi"}).json["id"]
-    real = context.database.transaction
-
-    @contextmanager
-    def lost() -> Iterator[sa.Connection]:
-        with real() as tx:
-            yield tx
-        raise DatabaseUnavailable("the connection was lost")
-
-    monkeypatch.setattr(context.database, "transaction", lost)
+    lose_commits(context, monkeypatch)
     answer = client.post(f"/v1/jobs/{job_id}/cancel")
     assert (answer.status_code, answer.json["code"]) == (503, "outcome_unknown")
     assert "look at the job" in answer.json["detail"]
