@@ -68,6 +68,12 @@ class Up:
         return status
 
 
+def stands_still(pid: int) -> bool:
+    """Tell whether every thread of a process is stopped; a signal only asks for that."""
+    stats = [entry.read_text(errors="replace") for entry in Path("/proc", str(pid), "task").glob("*/stat")]
+    return all(stat.rpartition(")")[2].split()[0] == "T" for stat in stats)
+
+
 def left_of(data: Path) -> list[int]:
     """Return every living process of a data folder, its `stoker up` first: told by /proc, not by our own books."""
     return sorted(process.pid for process in running() if _is_of(process.pid, data))

@@ -22,7 +22,7 @@ from models.db import Database
 from stoker.client import Client
 from stoker.settings import load
 from tests import servers
-from tests.journeys.running import Up, left_of
+from tests.journeys.running import Up, left_of, stands_still
 from tests.tasks.inprocess import states, until
 
 pytestmark = [pytest.mark.journey, pytest.mark.timeout(400)]
@@ -124,8 +124,10 @@ def test_a_frozen_engine_writes_nothing_when_it_wakes(run: Run) -> None:
     until(lambda: run.count("running") == 5)
     engine = run.up.pids()["engine"]
     with run.database.transaction():
-        # Not frozen while it holds SQLite's only write lock: that would hold up everybody else.
+        # Not frozen while it holds SQLite's only write lock: that would hold up everybody else. So this one is held
+        # until the last thread stands still: one within a system call would still be given the lock.
         os.killpg(engine, signal.SIGSTOP)
+        until(lambda: stands_still(engine))
     until(lambda: run.count("queued") == 5, 30)
     os.killpg(engine, signal.SIGCONT)
     assert run.check() == {"succeeded": 5}
