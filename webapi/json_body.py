@@ -20,6 +20,7 @@ from flask import Request, Response
 from gunicorn.http.errors import ParseException  # type: ignore[import-untyped]
 from werkzeug.exceptions import ClientDisconnected, RequestEntityTooLarge
 
+from models.json_text import MOST_DEPTH, bad_character, too_deep
 from webapi.errors import FieldError, Problem
 from webapi.watchdog import Watchdog
 
@@ -28,19 +29,11 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger("stoker.web")
 
-MOST_DEPTH = 64
 PAUSE = 10.0
 WHOLE = 60.0
 """Seconds that a body may take altogether: a client that sends a byte a second never makes a pause."""
 DRAIN = 5.0
 SMALL = 65536
-
-_ESCAPES = re.compile(
-    rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(u0000|u[dD][89a-fA-F][0-9a-fA-F]{2})|.)",
-    re.DOTALL,
-)
-"""A pair of surrogates, what is refused (group 1), or any other escape."""
-_BRACKETS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|([\[{])|([\]}])', re.DOTALL)
 
 _watchdog = Watchdog()
 _members = msgspec.json.Decoder(dict[str, msgspec.Raw])
@@ -67,7 +60,7 @@ def read(request: Request, most_bytes: int) -> bytes:
     _check_content_type(request)
     until = time.monotonic() + WHOLE
     try:
-        with _patience(request.environ, PAUSE, WHOLE):
+        with patience(request.environ, PAUSE, WHOLE):
             raw = request.get_data(cache=False)
             # A chunked body is cut at the limit without a word.
             cut = len(raw) >= most_bytes and request.environ["wsgi.input"].read(1)
@@ -94,7 +87,7 @@ def _incomplete() -> Problem:
 
 
 @contextmanager
-def _patience(environ: WSGIEnvironment, pause: float, whole: float) -> Iterator[None]:
+def patience(environ: WSGIEnvironment, pause: float, whole: float) -> Iterator[None]:
     """Let no read of the body wait longer than `pause`, and all not longer than `whole`: it would keep a thread."""
     connection = environ.get("gunicorn.socket")
     if connection is None:
@@ -130,7 +123,7 @@ def _drained(document: bytes, environ: WSGIEnvironment) -> Iterator[bytes]:
     yield document
     until = time.monotonic() + DRAIN
     body = environ["wsgi.input"]
-    with _patience(environ, 1.0, DRAIN):
+    with patience(environ, 1.0, DRAIN):
         try:
             while time.monotonic() < until and body.read(65536):
                 pass
@@ -160,7 +153,8 @@ def parse(raw: bytes) -> JsonObject:
         raw.decode()
     except UnicodeDecodeError as error:
         raise _malformed(f"byte {error.start} is not UTF-8") from None
-    _refuse_characters(raw)
+    if (bad := bad_character(raw)) is not None:
+        raise _refused(bad.why, bad.code)
     try:
         values = _anything.decode(raw)
     except RecursionError:
@@ -169,32 +163,11 @@ def parse(raw: bytes) -> JsonObject:
         raise _refused("a number is out of range", "number_out_of_range") from None
     except msgspec.DecodeError as error:
         raise _malformed(str(error).removeprefix("JSON is malformed: ").lower()) from None
-    _refuse_depth(raw)
+    if too_deep(raw):
+        raise _too_deep()
     if not isinstance(values, dict):
         raise _refused("the body must be a JSON object", "object_required")
     return JsonObject(values, _members.decode(raw))
-
-
-def _refuse_characters(raw: bytes) -> None:
-    # Raw ones are no JSON; escaped ones are, but PostgreSQL stores neither, and no tokenizer knows them.
-    if b"\\u" not in raw:
-        return
-    for escape in _ESCAPES.finditer(raw):
-        if escape[1] == b"u0000":
-            raise _refused(f"a text has a NUL character (byte {escape.start()})", "nul_character")
-        if escape[1]:
-            raise _refused(f"a text has a lone surrogate (byte {escape.start()})", "lone_surrogate")
-
-
-def _refuse_depth(raw: bytes) -> None:
-    # Looked at only in valid JSON, where each quote has its end: elsewhere the search could be made slow on purpose.
-    if raw.count(b"[") + raw.count(b"{") <= MOST_DEPTH:
-        return
-    depth = 0
-    for found in _BRACKETS.finditer(raw):
-        depth += bool(found[1]) - bool(found[2])
-        if depth > MOST_DEPTH:
-            raise _too_deep()
 
 
 def _too_deep() -> Problem:

@@ -14,11 +14,13 @@ import structlog
 from tokenizers import Tokenizer
 
 from models import engines
+from models.calls import estimate
 from models.db import Database
+
+__all__ = ["KnownModel", "KnownModels", "estimate", "texts"]
 
 log = structlog.get_logger("stoker.web")
 
-DEFAULT_ANSWER_TOKENS = 256
 MOST_COUNTED = 2_000_000
 """Bytes of one request that go through a tokenizer: it takes about a second for them."""
 
@@ -115,9 +117,3 @@ def _of_messages(messages: object) -> Iterator[str]:
         for part in content if isinstance(content, list) else ():
             if isinstance(part, dict) and isinstance(part.get("text"), str):
                 yield part["text"]
-
-
-def estimate(characters: int, answer_tokens: int | None) -> int:
-    """Return the tokens that a job counts for in a batch: its text's, at four characters each, and its answer's."""
-    wanted = DEFAULT_ANSWER_TOKENS if answer_tokens is None else answer_tokens
-    return max(1, characters // 4 + wanted)
