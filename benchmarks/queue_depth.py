@@ -21,10 +21,10 @@ import psycopg
 
 from benchmarks.report import Report, parser, percentile
 from benchmarks.service import BenchmarkError
-from models import batches, engines, jobs, schema
+from models import batches, ends, engines, schema
 from models.db import Database
+from models.ends import Settled
 from models.engines import Incarnation
-from models.jobs import Settled
 from models.results import NewResult
 from stoker.settings import LANES, Settings, load
 from tasks import collector
@@ -74,7 +74,7 @@ class Queue:
             raise BenchmarkError("the batch cannot be claimed")
         done = [Settled(job_id, "succeeded", NewResult(200, "{}")) for job_id in ids]
         with self.database.transaction() as tx:
-            jobs.settle(tx, claimed.id, ENGINE.engine, done)
+            ends.settle(tx, ENGINE.engine, {claimed.id: done})
         with self.database.transaction() as tx:
             batches.finish(tx, claimed.id)
 

@@ -73,6 +73,7 @@ class ClaimedJob:
     attempts: int
     deferrals: int
     left: float | None
+    bulk_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +187,7 @@ def _bodies(tx: sa.Connection, batch_id: str) -> list[ClaimedJob]:
             job.attempts,
             job.deferrals,
             (job.expires_at - now()).label("left"),
+            job.bulk_id,
         )
         .join(jobs.bodies, body.job_id == job.id)
         .where(job.batch_id == batch_id, job.state == literal("running"), jobs.IN_BATCH)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 
 from models import batches, deliveries, engines, jobs
-from models.db import literal
+from models.db import literal, now
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +28,15 @@ class Census:
 def take(tx: sa.Connection, live_within: float) -> Census:
     """Count everything; an engine counts as live when it was seen within so many seconds."""
     return Census(_jobs(tx), _ready(tx), len(engines.live(tx, live_within)), _deliveries(tx))
+
+
+def recent_pace(tx: sa.Connection, model: str, within: float = 600.0) -> float | None:
+    """Return how many jobs of a model ended a second lately, None when none did."""
+    batch = batches.table.c
+    done = (batch.created_at > now() - within, batch.model == model, batch.state == literal("finished"))
+    counted = sa.select(sa.func.sum(batch.size), sa.func.min(batch.claimed_at), sa.func.max(batch.finished_at))
+    size, first, last = tx.execute(counted.where(*done)).one()
+    return float(size) / (last - first) if size and last > first else None
 
 
 def _jobs(tx: sa.Connection) -> list[tuple[str, str, str, int]]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from models import batches, jobs
+from models import batches, ends, jobs
 from models.db import AnyRow, among, literal, new_id
 
 POISON_DEATHS = 2
@@ -77,7 +77,7 @@ def _charge(tx: sa.Connection, batch_ids: Sequence[str]) -> None:
 
 def _fail_hopeless(tx: sa.Connection, batch_ids: Sequence[str], max_attempts: int) -> tuple[list[str], list[str]]:
     mine = among(_job.batch_id, batch_ids)
-    poison = jobs.fail(
+    poison = ends.fail(
         tx,
         "poison",
         "The engine died twice while it ran this job alone; it is not tried again.",
@@ -85,7 +85,7 @@ def _fail_hopeless(tx: sa.Connection, batch_ids: Sequence[str], max_attempts: in
         jobs.IN_BATCH,
         _job.lone_deaths >= POISON_DEATHS,
     )
-    interrupted = jobs.fail(
+    interrupted = ends.fail(
         tx,
         "interrupted",
         f"The job was interrupted {max_attempts} times; it is not tried again.",

@@ -133,14 +133,14 @@ def literal(value: str) -> sa.BindParameter[str]:
     return sa.literal(value, literal_execute=True)
 
 
-def new_id(prefix: str) -> str:
-    """Return a new id, ordered by time: `job_0198...`."""
-    return f"{prefix}_{uuid_utils.uuid7().hex}"
+def new_id(prefix: str, sign: str = "_") -> str:
+    """Return a new id, ordered by time: `job_0198...`; OpenAI's files have another sign, `file-0198...`."""
+    return f"{prefix}{sign}{uuid_utils.uuid7().hex}"
 
 
-def is_id(prefix: str, text: str) -> bool:
+def is_id(prefix: str, text: str, sign: str = "_") -> bool:
     """Tell whether a text has the shape of an id, so that hostile ones never reach the database."""
-    head, _, tail = text.partition("_")
+    head, _, tail = text.partition(sign)
     if head != prefix or len(tail) != 32:  # noqa: PLR2004  # hex digits of a UUID
         return False
     try:

@@ -40,7 +40,8 @@ table = sa.Table(
     sa.Column("answer", sa.Text),
     sa.UniqueConstraint("job_id", "event", name="deliveries_once"),
 )
-"""`next_at`: when it is due; while sending, when its claim runs out. `answer`: the first 1 kB of the receiver's."""
+"""`job_id`: the job, or the bulk, that it tells of. `next_at`: when it is due; while sending, when its claim runs out.
+`answer`: the first 1 kB of the receiver's."""
 
 sa.Index(
     "deliveries_due",

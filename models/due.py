@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
-from models import jobs
+from models import ends, jobs
 from models.db import among, literal, micros, now
 
 _job = jobs.table.c
@@ -19,7 +19,7 @@ def expire(tx: sa.Connection, limit: int = 200) -> list[str]:
     if not ids:
         return []
     moved = jobs.move(tx, "expired", among(_job.id, ids), finished_at=now())
-    jobs.announce(tx, moved, "expired")
+    ends.record(tx, [(row, "expired", None) for row in moved])
     return [row.id for row in moved]
 
 

@@ -2,7 +2,8 @@
 
 StokerError
 ├── NotFound             no such thing, or it belongs to another owner
-├── AlreadyFinished      the job has reached an end state, which never changes
+├── AlreadyFinished      the job or bulk has reached an end state, which never changes
+├── StillRunning         the bulk has not ended, and cannot be deleted or retried yet
 ├── KeyReused            the Idempotency-Key was used with another body
 ├── KeyBusy              a request with this Idempotency-Key is still running
 └── DatabaseUnavailable  the database does not answer; nothing was stored, or it is unknown whether it was
@@ -26,11 +27,20 @@ class NotFound(StokerError):
 
 
 class AlreadyFinished(StokerError):
-    """The job has reached an end state, which never changes."""
+    """The job or bulk has reached an end state, which never changes."""
+
+    def __init__(self, ident: str, state: str, kind: str = "job") -> None:
+        """Name what it is and the state it ended in."""
+        super().__init__(f"{kind.title()} {ident} cannot be changed: it is already {state}.")
+        self.state = state
+
+
+class StillRunning(StokerError):
+    """The bulk has not ended."""
 
     def __init__(self, ident: str, state: str) -> None:
-        """Name the job and the state it ended in."""
-        super().__init__(f"Job {ident} cannot be cancelled: it is already {state}.")
+        """Name the bulk and its state."""
+        super().__init__(f"Bulk {ident} is still {state}: wait for its end, or cancel it first.")
         self.state = state
 
 

@@ -1,4 +1,4 @@
-"""What a delivery tells: the end of a job, as it was stored."""
+"""What a delivery tells: the end of a job or of a bulk, as it was stored."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 import sqlalchemy as sa
 
-from models import jobs, results
-from models.db import among
+from models import bulks, jobs, results
+from models.db import AnyRow, among
 from models.deliveries import Delivery
 
 _job, _body, _result = jobs.table.c, jobs.bodies.c, results.table.c
@@ -16,20 +16,45 @@ _job, _body, _result = jobs.table.c, jobs.bodies.c, results.table.c
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """How a job ended. It never changes, so an event built from it is the same at each try. `answer` is JSON text."""
+    """How a job, or (with `counts`) a bulk, ended.
+
+    It never changes, so an event built from it is the same at each try. `answer` is JSON text.
+    """
 
     job_id: str
     state: str
-    model: str
+    model: str | None
     metadata: Mapping[str, str] | None = field(repr=False)
     code: str | None
     message: str | None = field(repr=False)
     answer: str | None = field(repr=False)
+    counts: Mapping[str, int] | None = None
 
 
 def endings(tx: sa.Connection, claimed: Iterable[Delivery]) -> dict[str, Ending]:
-    """Return the ends of the deliveries' jobs by job id, answers only where they are to be sent."""
+    """Return the ends of the deliveries' jobs and bulks by id, answers only where they are to be sent."""
     chosen = list(claimed)
+    of_bulks = {delivery.job_id for delivery in chosen if not delivery.event.startswith("job.")}
+    return _of_jobs(tx, [one for one in chosen if one.job_id not in of_bulks]) | _of_bulks(tx, of_bulks)
+
+
+def _of_bulks(tx: sa.Connection, ids: Iterable[str]) -> dict[str, Ending]:
+    asked = list(ids)
+    if not asked:
+        return {}
+    rows = tx.execute(sa.select(bulks.table).where(among(bulks.table.c.id, asked))).all()
+    return {row.id: _of_bulk(row) for row in rows}
+
+
+def _of_bulk(row: AnyRow) -> Ending:
+    first = row.errors[0] if row.errors else {"code": None, "message": None}
+    counts = {name: getattr(row, name) for name in ("total", "succeeded", "failed", "cancelled", "expired")}
+    return Ending(row.id, row.state, row.model, row.metadata, first["code"], first["message"], None, counts)
+
+
+def _of_jobs(tx: sa.Connection, chosen: list[Delivery]) -> dict[str, Ending]:
+    if not chosen:
+        return {}
     with_answer = {delivery.job_id for delivery in chosen if delivery.include_result}
     answer = sa.case((among(_job.id, with_answer), _result.body), else_=None) if with_answer else sa.null()
     found = (

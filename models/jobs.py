@@ -1,4 +1,4 @@
-"""Jobs: the rows, the one function that writes their state, and the verbs of their life.
+"""Jobs: the rows, the one function that writes their state, and how they come in (`models/ends.py`: how they end).
 
 `jobs` is narrow because every step of the queue touches it; what a client sent lies beside it in `bodies`, what the
 engine answered in `results` (`models/results.py`).
@@ -12,9 +12,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from models import deliveries, results
 from models.db import AnyRow, Id, among, in_order, literal, metadata, micros, new_id, now, one_of
-from models.errors import AlreadyFinished, NotFound
 from models.states import JOB
 
 table = sa.Table(
@@ -39,9 +37,13 @@ table = sa.Table(
     sa.Column("expires_at", sa.Double),
     sa.Column("started_at", sa.Double),
     sa.Column("finished_at", sa.Double),
+    sa.Column("bulk_id", Id),
+    sa.Column("line_no", sa.BigInteger),
+    sa.Column("custom_id", sa.Text),
 )
 """`pos` is the queue position (microseconds), `tokens` an estimate for the batch bounds, `lone_deaths` how often the
-engine died while this job ran alone; times are seconds by the database's clock."""
+engine died while this job ran alone; `line_no` and `custom_id` say which line of its bulk it is; times are seconds by
+the database's clock."""
 
 bodies = sa.Table(
     "bodies",
@@ -51,8 +53,10 @@ bodies = sa.Table(
     sa.Column("webhook_url", sa.Text),
     sa.Column("webhook_secret", sa.Text),
     sa.Column("webhook_include_result", sa.Boolean, nullable=False),
-    sa.Column("body", sa.Text, nullable=False),  # the last: SQLite walks over all of it to what lies behind
+    sa.Column("body", sa.Text, nullable=False),  # nearly last: SQLite walks over all of it to what lies behind
+    sa.Column("columns", sa.Text),
 )
+"""`columns`: the other cells of a CSV line, as a JSON object."""
 
 _QUEUED = sa.text("state = 'queued' AND cohort_id IS NULL")
 _LINE = (table.c.model, table.c.lane, table.c.owner, table.c.pos)
@@ -73,6 +77,15 @@ _partial(
     where="expires_at IS NOT NULL AND state IN ('batched', 'delayed', 'queued', 'running')",
 )
 sa.Index("jobs_owner", table.c.owner, table.c.id)
+_OF_BULK = sa.text("bulk_id IS NOT NULL")
+sa.Index(
+    "jobs_bulk",
+    table.c.bulk_id,
+    table.c.line_no,
+    unique=True,
+    sqlite_where=_OF_BULK,
+    postgresql_where=_OF_BULK,
+)
 
 # SQLite takes a partial index only where the index's own condition stands in the query, word for word.
 OPEN = one_of(table.c.state, JOB.open)
@@ -112,14 +125,9 @@ class Stored:
     expires_at: float | None
 
 
-@dataclass(frozen=True, slots=True)
-class Settled:
-    """What became of one running job: its next state and what is stored with it; `run_in` (seconds) when delayed."""
-
-    job_id: str
-    state: str
-    result: results.NewResult | None = None
-    run_in: float = 0.0
+_MOVED = tuple(
+    table.c[name] for name in ("id", "owner", "model", "notify", "bulk_id", "line_no", "custom_id", "batch_id")
+)
 
 
 def move(
@@ -131,8 +139,9 @@ def move(
 ) -> Sequence[AnyRow]:
     """Bring jobs to the state `to`: the only code that assigns a job's state.
 
-    Only jobs in a state from which `to` follows (or in the narrower `sources`) move. Returns (id, owner, model, notify)
-    of those that did.
+    Only jobs in a state from which `to` follows (or in the narrower `sources`) move. Returns (id, owner, model, notify,
+    bulk_id, line_no, custom_id, batch_id) of those that did. Whoever moves jobs to an end state hands the
+    rows to `ends.record`.
     """
     allowed = sorted(set(sources) or JOB.sources(to))
     if not JOB.sources(to).issuperset(allowed):
@@ -140,10 +149,7 @@ def move(
         raise ValueError(msg)
     from_state = one_of(table.c.state, allowed)
     statement = (
-        sa.update(table)
-        .where(in_order(tx, table, from_state, *where))
-        .values(state=to, **values)
-        .returning(table.c.id, table.c.owner, table.c.model, table.c.notify)
+        sa.update(table).where(in_order(tx, table, from_state, *where)).values(state=to, **values).returning(*_MOVED)
     )
     return tx.execute(statement).all()
 
@@ -168,7 +174,7 @@ _insert_job = (
     .returning(table.c.id, table.c.created_at, table.c.expires_at)
 )
 _insert_body = sa.insert(bodies).values(
-    {column.name: sa.bindparam(f"{column.name}_", type_=column.type) for column in bodies.c}
+    {column.name: sa.bindparam(f"{column.name}_", type_=column.type) for column in bodies.c if column.name != "columns"}
 )
 
 
@@ -204,79 +210,6 @@ def submit(tx: sa.Connection, new: NewJob) -> Stored:
     stored = Stored(*tx.execute(_insert_job, job).one())
     tx.execute(_insert_body, body)
     return stored
-
-
-def settle(tx: sa.Connection, batch_id: str, engine_id: str, outcomes: Sequence[Settled]) -> set[str]:
-    """Store what became of jobs of one batch: state, result and delivery together. Returns the ids that were ours.
-
-    Fenced: a job that no longer runs in this batch (cancelled, expired, given to another) is left as it is and gets no
-    result. So calling it twice, or after the lease was lost, is harmless.
-    """
-    stored: set[str] = set()
-    states = sorted({outcome.state for outcome in outcomes})
-    if len(states) > 1:
-        lock(tx, among(table.c.id, [outcome.job_id for outcome in outcomes]), table.c.batch_id == batch_id)
-    for state in states:
-        chosen = {outcome.job_id: outcome for outcome in outcomes if outcome.state == state}
-        mine = (among(table.c.id, chosen), table.c.batch_id == batch_id)
-        if state == "delayed":
-            moved = _defer(tx, chosen, mine)
-        else:
-            moved = move(tx, state, *mine, sources=["running"], finished_at=now())
-            results.store(tx, batch_id, engine_id, [(row.id, chosen[row.id].result) for row in moved])
-            announce(tx, moved, state)
-        stored.update(row.id for row in moved)
-    return stored
-
-
-def _defer(
-    tx: sa.Connection, chosen: Mapping[str, Settled], mine: tuple[sa.ColumnElement[bool], ...]
-) -> Sequence[AnyRow]:
-    # One delay for the group: the longest that an upstream asked for.
-    delay = max(outcome.run_in for outcome in chosen.values())
-    return move(
-        tx,
-        "delayed",
-        *mine,
-        sources=["running"],
-        run_at=now() + delay,
-        deferrals=table.c.deferrals + 1,
-        batch_id=None,
-    )
-
-
-def announce(tx: sa.Connection, moved: Sequence[AnyRow], state: str) -> None:
-    """Put the delivery of a job's end into the outbox, for those that asked for one."""
-    wanted = [row.id for row in moved if row.notify]
-    if wanted:
-        hook = (bodies.c.webhook_url, bodies.c.webhook_secret, bodies.c.webhook_include_result)
-        chosen = sa.select(bodies.c.job_id, table.c.owner, *hook).join(table, table.c.id == bodies.c.job_id)
-        rows = tx.execute(chosen.where(among(bodies.c.job_id, wanted))).all()
-        deliveries.enqueue(tx, f"job.{state}", rows)
-
-
-def fail(tx: sa.Connection, code: str, message: str, *where: sa.ColumnElement[bool]) -> list[str]:
-    """Fail running jobs for a reason that is not the engine's answer (poison, too many attempts); return their ids."""
-    moved = move(tx, "failed", *where, sources=["running"], finished_at=now(), cohort_id=None)
-    result = results.NewResult(status=500, code=code, message=message)
-    results.store(tx, None, None, [(row.id, result) for row in moved])
-    announce(tx, moved, "failed")
-    return [row.id for row in moved]
-
-
-def cancel(tx: sa.Connection, owner: str, job_id: str) -> None:
-    """Cancel an open job of this owner; the worker's heartbeat then tells the engine to abort it.
-
-    Raises NotFound, and AlreadyFinished for a job in an end state.
-    """
-    moved = move(tx, "cancelled", table.c.id == job_id, table.c.owner == owner, finished_at=now())
-    if not moved:
-        mine = sa.select(table.c.state).where(table.c.id == job_id, table.c.owner == owner)
-        state = tx.execute(mine).scalar_one_or_none()
-        if state is None:
-            raise NotFound("job", job_id)
-        raise AlreadyFinished(job_id, state)
-    announce(tx, moved, "cancelled")
 
 
 def stopped(tx: sa.Connection, running: Mapping[str, Iterable[str]]) -> list[str]:

@@ -40,6 +40,11 @@ def bad_character(raw: bytes) -> BadCharacter | None:
     return None
 
 
+def one_line(text: str) -> str:
+    """Return JSON text on one line: a line break in it can only stand between its parts."""
+    return text.replace("\n", " ").replace("\r", " ") if "\n" in text or "\r" in text else text
+
+
 def too_deep(raw: bytes) -> bool:
     """Tell whether valid JSON is nested deeper than MOST_DEPTH.
 

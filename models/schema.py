@@ -13,7 +13,7 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
 # Every table is imported, so that `metadata` is whole.
-from models import batches, deliveries, engines, idempotency, jobs, keys, queue, results, sweeps
+from models import batches, bulks, deliveries, engines, files, idempotency, jobs, keys, queue, results, sweeps
 from models.db import Database, metadata
 from models.errors import StokerError
 
@@ -21,10 +21,12 @@ __all__ = ["SchemaOutdated", "check", "metadata", "upgrade"]
 
 TABLES = (
     batches.table,
+    bulks.table,
     deliveries.table,
     engines.table,
     engines.serving,
     engines.models,
+    files.table,
     idempotency.table,
     jobs.table,
     jobs.bodies,

@@ -1,4 +1,4 @@
-"""Which state follows which: the machines of job and batch, pure.
+"""Which state follows which: the machines of job, batch and bulk, pure.
 
 ```
 job      new ──> queued <──> delayed
@@ -15,9 +15,16 @@ batch    new ─> ready ─> running ─> finished   nothing open left
                   │         ├─────> returned   drained, never charged to its jobs
                   │         ├─────> crashed    the engine failed, hung, or its process is known to have died
                   └──> returned └─> lost       the lease ran out
+
+bulk     new ─> validating ─> running ─> finalizing ─> completed  expired  failed (its input broke off)
+                  │ │ │         │
+                  │ │ └─────────┴──────> cancelling ─> cancelled  failed (stopped: too many lines failed)
+                  │ └─> completed   a dry run
+                  └───> failed      nothing in it can be run
 ```
 
-End states have no exits. `models/jobs.py` and `models/batches.py` hold the one function each that writes a state.
+End states have no exits. `models/jobs.py`, `models/batches.py` and `models/bulks.py` hold the one function each that
+writes a state.
 """
 
 from __future__ import annotations
@@ -89,4 +96,19 @@ BATCH = Machine(
         "lost": _NOTHING,
     },
     initial=frozenset({"ready"}),
+)
+
+BULK = Machine(
+    "bulk",
+    {
+        "validating": frozenset({"running", "failed", "cancelling", "completed"}),
+        "running": frozenset({"finalizing", "cancelling"}),
+        "finalizing": frozenset({"completed", "expired", "failed"}),
+        "cancelling": frozenset({"cancelled", "failed"}),
+        "completed": _NOTHING,
+        "failed": _NOTHING,
+        "expired": _NOTHING,
+        "cancelled": _NOTHING,
+    },
+    initial=frozenset({"validating"}),
 )

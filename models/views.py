@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import sqlalchemy as sa
 
 from models import jobs, results
 from models.db import AnyRow, among, literal
 from models.errors import NotFound
+from models.tags import tagged
 
 _job, _body, _result = jobs.table.c, jobs.bodies.c, results.table.c
 
@@ -27,6 +29,9 @@ _COLUMNS = (
     _job.finished_at,
     _job.expires_at,
     _job.batch_id,
+    _job.bulk_id,
+    _job.line_no,
+    _job.custom_id,
     _body.metadata.label("tags"),
     _body.webhook_url,
     _result.status,
@@ -46,6 +51,7 @@ class Filters:
     state: str | None = None
     lane: str | None = None
     model: str | None = None
+    bulk_id: str | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -63,31 +69,28 @@ def page(
 ) -> tuple[Sequence[AnyRow], bool]:
     """Return up to `limit` jobs from behind the id `after`, newest first, without results, and whether more follow."""
     chosen = sa.select(_job.id).where(_job.owner == owner)
+    # The jobs of a bulk have an index by their lines, which are as old as they are numbered.
+    order: sa.ColumnElement[Any] = _job.id if filters.bulk_id is None else _job.line_no
     if after is not None:
-        chosen = chosen.where(_job.id < after)
+        last = jobs.table.alias()
+        place = (
+            after if filters.bulk_id is None else sa.select(last.c.line_no).where(last.c.id == after).scalar_subquery()
+        )
+        chosen = chosen.where(order < place)
     for column, wanted in (
         (_job.state, filters.state),
         (_job.lane, filters.lane),
         (_job.model, filters.model),
+        (_job.bulk_id, filters.bulk_id),
     ):
         if wanted is not None:
             chosen = chosen.where(column == wanted)
     if filters.metadata:
-        chosen = chosen.join(jobs.bodies, _body.job_id == _job.id).where(*_tagged(tx, filters.metadata))
+        chosen = chosen.join(jobs.bodies, _body.job_id == _job.id).where(*tagged(tx, _body.metadata, filters.metadata))
     # Ids first: joined with the bodies before it is cut off, the list may read the bodies of all owners.
-    ids = tx.execute(chosen.order_by(_job.id.desc()).limit(limit + 1)).scalars().all()
+    ids = tx.execute(chosen.order_by(order.desc()).limit(limit + 1)).scalars().all()
     shown = sa.select(*_COLUMNS).select_from(_SOURCE).where(among(_job.id, ids[:limit]))
-    return tx.execute(shown.order_by(_job.id.desc())).all(), len(ids) > limit
-
-
-def _tagged(tx: sa.Connection, wanted: Mapping[str, str]) -> Iterator[sa.ColumnElement[bool]]:
-    """Yield a condition for each tag; SQLite's JSON paths have no way to write a key with quotes in it."""
-    for key, value in wanted.items():
-        if tx.dialect.name == "postgresql":
-            yield _body.metadata[key].as_string() == value
-        else:
-            tag = sa.func.json_each(_body.metadata).table_valued("key", "value")
-            yield sa.exists().where(tag.c.key == key, tag.c.value == value)
+    return tx.execute(shown.order_by(order.desc())).all(), len(ids) > limit
 
 
 def queue_position(tx: sa.Connection, row: AnyRow, most: int = 1000) -> int | None:

@@ -75,6 +75,7 @@ PARTS: dict[str, Callable[[Settings], None]] = {
     "web": web,
     "collector": collector,
     "worker": worker,
+    "bulk": worker,
     "engine": engine,
     "beat": collector,
 }

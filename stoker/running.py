@@ -181,7 +181,7 @@ class Running:
         self.say(f"stopping: running jobs have {drain:g} s to finish (again: at once)")
         killed = self.supervisor.stop(["engine"], drain + _DRAIN_MARGIN)
         listener.close()
-        killed += self.supervisor.stop(["web", "collector", "worker", "beat"], _GRACE)
+        killed += self.supervisor.stop(["web", "collector", "worker", "bulk", "beat"], _GRACE)
         killed += self.supervisor.stop(["redis"], _GRACE)
         self.say(f"stopped{' (killed: ' + ', '.join(killed) + ')' if killed else ''}")
 

@@ -36,6 +36,7 @@ def commands(settings: Settings) -> dict[str, tuple[str, ...]]:
         "web": ("gunicorn", "-c", "python:webapi.gunicorn_conf", "webapi.app:create_app()"),
         "collector": (*_WORKER, "-c", "8", "-Q", "collector", "-n", "collector@%h"),
         "worker": (*_WORKER, "-c", "4", "-Q", "default", "-n", "worker@%h"),
+        "bulk": (*_WORKER, "-c", "4", "-Q", "bulk", "-n", "bulk@%h"),
         # Without a schedule file: nothing to corrupt, and every period is seconds long.
         "beat": ("celery", "-A", "tasks.app", "beat", "-S", "celery.beat:Scheduler"),
     }

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import base64
 import ipaddress
+import re
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, Self
-from urllib.parse import urlsplit
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 Lane = Literal["realtime", "standard", "bulk"]
@@ -22,6 +23,67 @@ LANES: tuple[Lane, ...] = ("realtime", "standard", "bulk")
 
 class SettingsError(Exception):
     """A setting is missing or wrong; the text names the variable and what is allowed."""
+
+
+def _listed(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _is_secret(text: str) -> bool:
+    """Tell whether a text is a signing secret, as strictly as `models.secrets`, which must not be imported here."""
+    if not text.startswith("whsec_"):
+        return False
+    try:
+        return 24 <= len(base64.b64decode(text.removeprefix("whsec_"), validate=True)) <= 64  # noqa: PLR2004  # bytes
+    except ValueError:
+        return False
+
+
+def _is_place(url: str, *schemes: str) -> bool:
+    """Tell whether a URL names a bucket or folder, in one spelling and without credentials."""
+    scheme, _, rest = url.partition("://")
+    if scheme not in schemes or rest.startswith("/") != (scheme == "file") or not rest:
+        return False
+    return not any(sign in rest for sign in "@?#\\") and not {".", ".."} & set(rest.split("/"))
+
+
+_WINDOW = re.compile(r"none|[1-9][0-9]{0,5}[smhd]")
+_DATABASE = re.compile(r"(postgresql|postgres|sqlite)[+:]|$")
+_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_BUCKETS = ("s3", "gs", "az")
+_PLACE = "must be a folder, or s3://, gs:// or az:// with a bucket; credentials are read from the environment"
+_PREFIXES = "must be prefixes like s3://bucket/in/, gs://, az:// or file:///data/, without credentials"
+_DELAYS = "needs at least one number of seconds, none below 0"
+_SIGNS = (
+    "must be whsec_ and the base64 of 24 to 64 bytes, or several such, separated by spaces "
+    "(make one with `stoker keys webhook-secret`)"
+)
+
+
+def _text(good: Callable[[str], object], else_say: str) -> AfterValidator:
+    def check(value: str) -> str:
+        if not good(value):
+            raise ValueError(else_say)
+        return value
+
+    return AfterValidator(check)
+
+
+def _each(good: Callable[[str], object]) -> Callable[[str], bool]:
+    return lambda text: all(good(part) for part in _listed(text))
+
+
+def _good_secrets(text: str) -> bool:
+    return text == "" or (text.split() != [] and all(map(_is_secret, text.split())))
+
+
+Secrets = Annotated[str, _text(_good_secrets, _SIGNS)]
+Delays = Annotated[str, _text(lambda text: text.strip() and all(float(x) >= 0 for x in text.split(",")), _DELAYS)]
+Networks = Annotated[str, _text(_each(lambda part: ipaddress.ip_network(part, strict=False)), "")]
+DatabaseUrl = Annotated[str, _text(_DATABASE.match, "must be a postgresql:// or sqlite:/// URL")]
+Place = Annotated[str, _text(lambda text: "://" not in text or _is_place(text, *_BUCKETS), _PLACE)]
+Prefixes = Annotated[str, _text(_each(lambda part: _is_place(part, *_BUCKETS, "file")), _PREFIXES)]
+Windows = Annotated[str, _text(_each(_WINDOW.fullmatch), "must be durations like 30m or 7d, or none")]
 
 
 class LaneRules(BaseModel):
@@ -43,7 +105,7 @@ class Settings(BaseSettings):
 
     # Where things are
     data: Path = Field(Path("var"), description="Folder of the embedded database, Redis data, logs and process list.")
-    database_url: str = Field("", description="PostgreSQL or SQLite URL; empty: SQLite in the data folder.")
+    database_url: DatabaseUrl = Field("", description="PostgreSQL or SQLite URL; empty: SQLite in the data folder.")
     redis_url: str = Field("redis://127.0.0.1:6379/0", description="Redis: the broker and the wake-up channel.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
 
@@ -71,9 +133,7 @@ class Settings(BaseSettings):
     start_timeout: float = Field(900.0, gt=0, description="Seconds an engine may take to load.")
     fake_slots: int = Field(256, ge=1, description="Fake engine: requests at once.")
     fake_base_ms: float = Field(0.0, ge=0, description="Fake engine: milliseconds that any batch of requests takes.")
-    fake_token_ms: float = Field(
-        0.0, ge=0, description="Fake engine: milliseconds a word of the answer at batch size 1."
-    )
+    fake_token_ms: float = Field(0.0, ge=0, description="Fake engine: milliseconds a word takes at batch size 1.")
     fake_batch_factor: float = Field(0.0, ge=0, description="Fake engine: each request at once slows a word so much.")
     fake_log: Path | None = Field(None, description="Fake engine: file that gets one line for each start of a job.")
 
@@ -106,57 +166,37 @@ class Settings(BaseSettings):
     max_deferrals: int = Field(8, ge=1, description="Deferrals after which a job fails as upstream_unavailable.")
     idempotency_hours: float = Field(24.0, gt=0, description="How long an Idempotency-Key is remembered.")
 
+    # Bulks and files
+    storage_url: Place = Field("", description="Folder or s3://, gs://, az:// URL of files; empty: in the data folder.")
+    max_upload_bytes: int = Field(200_000_000, ge=1000, description="Largest file of POST /v1/files.")
+    max_bulk_bytes: int = Field(20_000_000_000, ge=1000, description="Largest input of a bulk, also decompressed.")
+    max_line_bytes: int = Field(1_000_000, ge=1000, description="Longest line of a batch or bulk.")
+    max_batch_lines: int = Field(50_000, ge=1, description="Most lines of one batch of /v1/batches.")
+    max_bulk_lines: int = Field(10_000_000, ge=1, description="Most lines of one bulk of /v1/bulks.")
+    upload_timeout: float = Field(3600.0, gt=0, description="Seconds an upload may take altogether.")
+    batch_windows: Windows = Field(
+        "24h", description="Windows of /v1/batches besides 24h: `30m`, `7d`, `none`; by commas."
+    )
+    file_days: float = Field(30.0, gt=0, description="Days after which files of batches expire unless asked otherwise.")
+    retention_days: float = Field(30.0, gt=0, description="Days that jobs, results and bulks are kept after their end.")
+    input_urls: Prefixes = Field("", description="Where bulks may read: s3://bucket/in/, file:///data/; by commas.")
+
     # Webhooks
-    webhook_secret: str = Field("", repr=False, description="whsec_... that signs deliveries without own secret.")
-    webhook_allow_cidrs: str = Field("", description="Internal networks that webhooks may reach, by commas.")
-    webhook_schedule: str = Field(
+    webhook_secret: Secrets = Field("", repr=False, description="whsec_... that signs deliveries without own secret.")
+    webhook_allow_cidrs: Networks = Field("", description="Internal networks that webhooks may reach, by commas.")
+    webhook_schedule: Delays = Field(
         "0,5,300,1800,7200,18000,36000,50400,72000,86400", description="Seconds between a delivery's tries."
     )
     webhook_timeout: float = Field(10.0, gt=0, description="Seconds one try may take in all.")
 
-    @field_validator("webhook_allow_cidrs")
-    @classmethod
-    def _cidrs(cls, value: str) -> str:
-        for part in filter(None, (p.strip() for p in value.split(","))):
-            ipaddress.ip_network(part, strict=False)
-        return value
-
-    @field_validator("webhook_schedule")
-    @classmethod
-    def _schedule(cls, value: str) -> str:
-        if not value.strip() or any(float(part) < 0 for part in value.split(",")):
-            msg = "needs at least one number of seconds, none below 0"
-            raise ValueError(msg)
-        return value
-
-    @field_validator("webhook_secret")
-    @classmethod
-    def _secret(cls, value: str) -> str:
-        if value and not (value.split() and all(_is_secret(one) for one in value.split())):
-            msg = (
-                "must be whsec_ and the base64 of 24 to 64 bytes, or several such, separated by spaces "
-                "(make one with `stoker keys webhook-secret`)"
-            )
-            raise ValueError(msg)
-        return value
-
-    @field_validator("database_url")
-    @classmethod
-    def _database(cls, value: str) -> str:
-        scheme = urlsplit(value).scheme.split("+")[0]
-        if value and scheme not in {"postgresql", "postgres", "sqlite"}:
-            msg = "must be a postgresql:// or sqlite:/// URL"
-            raise ValueError(msg)
-        return value
-
     @model_validator(mode="after")
     def _times(self) -> Self:
-        if self.heartbeat * 2 > self.lease:
-            msg = "STOKER_HEARTBEAT must be at most half of STOKER_LEASE, or one lost beat loses the batch"
-            raise ValueError(msg)
-        if self.heartbeat * 2 > self.engine_gone_after:
-            msg = "STOKER_HEARTBEAT must be at most half of STOKER_ENGINE_GONE_AFTER, or one lost beat loses the engine"
-            raise ValueError(msg)
+        for name, lost in (("lease", "batch"), ("engine_gone_after", "engine")):
+            if self.heartbeat * 2 > getattr(self, name):
+                msg = (
+                    f"STOKER_HEARTBEAT must be at most half of STOKER_{name.upper()}, or one lost beat loses the {lost}"
+                )
+                raise ValueError(msg)
         return self
 
     @property
@@ -168,6 +208,24 @@ class Settings(BaseSettings):
             if self.database_url.startswith(plain):
                 return "postgresql+psycopg://" + self.database_url.removeprefix(plain)
         return self.database_url
+
+    @property
+    def storage(self) -> str:
+        """Return where files lie: the path of a folder, or the URL of a bucket."""
+        if "://" in self.storage_url:
+            return self.storage_url
+        return str(Path(self.storage_url).absolute() if self.storage_url else self.data.absolute() / "files")
+
+    @cached_property
+    def windows(self) -> dict[str, float | None]:
+        """Return the seconds of each completion window that a batch may ask for; None: it never expires."""
+        named = ["24h", *_listed(self.batch_windows)]
+        return {name: None if name == "none" else int(name[:-1]) * _UNITS[name[-1]] for name in named}
+
+    @cached_property
+    def input_prefixes(self) -> tuple[str, ...]:
+        """Return the prefixes of the URLs that a bulk's input may be read from."""
+        return tuple(_listed(self.input_urls))
 
     @property
     def broker_options(self) -> dict[str, object]:
@@ -201,28 +259,16 @@ class Settings(BaseSettings):
     @cached_property
     def lanes(self) -> dict[str, LaneRules]:
         """Return the rules of each lane, in the order they are served."""
+        least_busy = {"realtime": 0.005}
         return {
-            "realtime": LaneRules(
-                largest=self.realtime_batch,
-                max_tokens=self.realtime_tokens,
-                wait=self.realtime_wait,
-                wait_busy=max(self.realtime_wait, 0.005),
-                share=1.0,
-            ),
-            "standard": LaneRules(
-                largest=self.standard_batch,
-                max_tokens=self.standard_tokens,
-                wait=self.standard_wait,
-                wait_busy=self.standard_wait,
-                share=self.standard_share,
-            ),
-            "bulk": LaneRules(
-                largest=self.bulk_batch,
-                max_tokens=self.bulk_tokens,
-                wait=self.bulk_wait,
-                wait_busy=self.bulk_wait,
-                share=self.bulk_share,
-            ),
+            lane: LaneRules(
+                largest=getattr(self, f"{lane}_batch"),
+                max_tokens=getattr(self, f"{lane}_tokens"),
+                wait=getattr(self, f"{lane}_wait"),
+                wait_busy=max(getattr(self, f"{lane}_wait"), least_busy.get(lane, 0.0)),
+                share=getattr(self, f"{lane}_share", 1.0),
+            )
+            for lane in LANES
         }
 
     @cached_property
@@ -233,17 +279,7 @@ class Settings(BaseSettings):
     @cached_property
     def webhook_networks(self) -> tuple[str, ...]:
         """Return the internal networks that webhooks may reach."""
-        return tuple(part.strip() for part in self.webhook_allow_cidrs.split(",") if part.strip())
-
-
-def _is_secret(text: str) -> bool:
-    """Tell whether a text is a signing secret, as strictly as `models.secrets`, which must not be imported here."""
-    if not text.startswith("whsec_"):
-        return False
-    try:
-        return 24 <= len(base64.b64decode(text.removeprefix("whsec_"), validate=True)) <= 64  # noqa: PLR2004  # bytes
-    except ValueError:
-        return False
+        return tuple(_listed(self.webhook_allow_cidrs))
 
 
 def load(**overrides: object) -> Settings:

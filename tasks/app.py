@@ -18,7 +18,9 @@ from models.errors import DatabaseUnavailable
 from stoker.settings import Settings, load
 from tasks.logs import configure
 
-TASKS = ("tasks.collector", "tasks.sweeper", "tasks.webhook", "tasks.engine_process")
+TASKS = ("tasks.collector", "tasks.sweeper", "tasks.webhook", "tasks.bulks", "tasks.retention", "tasks.engine_process")
+
+RETAIN_EVERY = 60.0
 
 _lock = threading.Lock()
 
@@ -58,6 +60,8 @@ def make_app(settings: Settings) -> Celery:
             "tasks.collector.*": {"queue": "collector"},
             "tasks.sweeper.*": {"queue": "collector"},
             "tasks.webhook.*": {"queue": "default"},
+            "tasks.bulks.*": {"queue": "bulk"},
+            "tasks.retention.*": {"queue": "bulk"},
             "tasks.worker.*": {"queue": f"engine.{settings.engine_name}"},
         },
         beat_schedule={
@@ -66,6 +70,11 @@ def make_app(settings: Settings) -> Celery:
                 "task": "tasks.sweeper.sweep",
                 "schedule": settings.sweep_every,
                 "options": {"expires": expires},
+            },
+            "retain": {
+                "task": "tasks.retention.retain",
+                "schedule": RETAIN_EVERY,
+                "options": {"expires": RETAIN_EVERY},
             },
         },
         beat_schedule_filename=str(settings.data / "beat-schedule"),

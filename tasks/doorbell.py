@@ -50,6 +50,10 @@ class Doorbell:
         """Ask for the due deliveries to be sent."""
         self._ring(("deliver",), "tasks.webhook.deliver", [], "default")
 
+    def bulk(self, bulk_id: str) -> None:
+        """Ask for a bulk to be tended."""
+        self._ring(("bulk", bulk_id), "tasks.bulks.tend", [bulk_id], "bulk")
+
     def ended(self, ids: Iterable[str]) -> None:
         """Tell whoever waits that these jobs have ended."""
         with self._wake:

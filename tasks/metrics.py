@@ -28,5 +28,9 @@ flush_seconds = Histogram(
     "Time of one commit of outcomes.",
     buckets=(0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1, 5),
 )
+lines_ingested = Counter(
+    "stoker_lines_ingested_total", "Lines of bulks that were read, by what became of them.", ["as"]
+)
 rings_failed = Counter("stoker_task_rings_failed_total", "Doorbells and announcements that could not be sent.")
 swept = Counter("stoker_swept_total", "What the sweeper found, by kind.", ["kind"])
+retired = Counter("stoker_retired_total", "What was deleted since its time had passed, by kind.", ["kind"])

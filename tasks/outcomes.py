@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 from models.batches import Claimed
-from models.jobs import Settled
+from models.ends import Settled
 from models.results import NewResult
 from stoker.settings import Settings
 from tasks.backoff import delay
@@ -31,6 +31,8 @@ def settled(outcome: Outcome, deferrals: int, settings: Settings) -> Settled:
             outcome.body,
             prompt_tokens=usage.prompt_tokens,
             completion_tokens=usage.completion_tokens,
+            cached_tokens=usage.cached_tokens,
+            reasoning_tokens=usage.reasoning_tokens,
         )
         return Settled(outcome.id, "succeeded", result)
     if isinstance(outcome, Rejection):

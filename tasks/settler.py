@@ -14,9 +14,9 @@ from collections.abc import Callable, Mapping, Sequence
 import sqlalchemy as sa
 import structlog
 
-from models import jobs
+from models import ends
 from models.db import Database
-from models.jobs import Settled
+from models.ends import Settled
 from models.results import NewResult
 from tasks import metrics
 from tasks.outage import sit_out
@@ -101,13 +101,7 @@ class Settler:
     def _commit(self, by_batch: Mapping[str, Sequence[Settled]]) -> list[Settled | None]:
         started = time.perf_counter()
 
-        def work(tx: sa.Connection) -> set[str]:
-            stored: set[str] = set()
-            for batch_id in sorted(by_batch):
-                stored |= jobs.settle(tx, batch_id, self._engine_id, by_batch[batch_id])
-            return stored
-
-        stored = self._database.retrying(work)
+        stored = self._database.retrying(lambda tx: ends.settle(tx, self._engine_id, by_batch))
         outcomes = [outcome for batch in by_batch.values() for outcome in batch]
         metrics.flush_seconds.observe(time.perf_counter() - started)
         metrics.flush_size.observe(len(outcomes))

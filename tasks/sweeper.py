@@ -8,12 +8,13 @@ from functools import partial
 import sqlalchemy as sa
 import structlog
 
-from models import batches, cohorts, deliveries, due, engines, idempotency, queue, sweeps
+from models import batches, bulk_leases, cohorts, deliveries, due, engines, idempotency, queue, sweeps
 from models.db import Database
 from stoker.settings import Settings
 from tasks import metrics
 from tasks.app import app, context
 from tasks.doorbell import Doorbell, doorbell
+from tasks.holders import has_died
 
 log = structlog.get_logger(__name__)
 
@@ -44,6 +45,7 @@ def sweep_once(database: Database, settings: Settings, bell: Doorbell) -> None:
     _give_back_stranded(database, settings)
     _move_due(database, bell)
     _forget_keys(database, settings)
+    _free_bulks(database)
     _ring(database, settings, bell)
 
 
@@ -96,12 +98,23 @@ def _forget_keys(database: Database, settings: Settings) -> None:
             idempotency.forget(tx, age)
 
 
+def _free_bulks(database: Database) -> None:
+    """Let go of bulks whose tender, on this machine, has died: nobody need wait for its lease to run out."""
+    with database.reading() as tx:
+        dead = [row for row in bulk_leases.holders(tx) if has_died(row.holder)]
+    for row in dead:
+        with database.transaction() as tx:
+            bulk_leases.let_go(tx, row.id, row.holder)
+        log.warning("the tender of a bulk has died", bulk=row.id)
+
+
 def _ring(database: Database, settings: Settings, bell: Doorbell) -> None:
     """Ring again for whatever waits: the clock is the net under lost doorbells."""
     with database.reading() as tx:
         waiting = queue.models_with_work(tx)
         ready = batches.engines_to_ring(tx, settings.engine_gone_after)
         unsent = deliveries.any_due(tx)
+        unattended = bulk_leases.unattended(tx)
         served = {model for model in waiting if engines.live(tx, settings.engine_gone_after, model)}
     for model in served:
         bell.collector(model)
@@ -109,3 +122,5 @@ def _ring(database: Database, settings: Settings, bell: Doorbell) -> None:
         bell.engine(engine)
     if unsent:
         bell.deliver()
+    for bulk in unattended:
+        bell.bulk(bulk)

@@ -16,6 +16,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
 import sqlalchemy as sa
 import structlog
@@ -95,7 +96,7 @@ def payload(delivery: Delivery, ending: Ending) -> bytes:
     """Return the body of an event: made only of what never changes, so that each try sends the same bytes."""
     moment = datetime.fromtimestamp(delivery.created_at, UTC).isoformat(timespec="milliseconds")
     error = {"code": ending.code, "message": ending.message} if ending.code or ending.message else None
-    event = {
+    event: dict[str, Any] = {
         "type": delivery.event,
         "id": delivery.id,
         "object": "event",
@@ -109,6 +110,8 @@ def payload(delivery: Delivery, ending: Ending) -> bytes:
             "error": error,
         },
     }
+    if ending.counts is not None:
+        event["data"] |= {"counts": ending.counts}
     text = json.dumps(event, separators=(",", ":"))
     if delivery.include_result:
         # The answer is JSON already. Reading and writing 5 MB again would cost time, and change numbers and escapes.

@@ -19,9 +19,9 @@ import structlog
 
 from models import batches, cohorts, engines
 from models.db import Database
+from models.ends import Settled
 from models.engines import Incarnation
 from models.errors import DatabaseUnavailable
-from models.jobs import Settled
 from stoker.settings import LANES, Settings
 from tasks import metrics, outcomes
 from tasks.doorbell import Doorbell
@@ -239,6 +239,8 @@ class Worker:
         metrics.batches_ended.labels(ended).inc()
         with self._lock:
             self._flights.pop(batch_id, None)
+        for bulk_id in {job.bulk_id for job in flight.batch.jobs if job.bulk_id}:
+            self._doorbell.bulk(bulk_id)  # it may be its last line, or one failed too many
 
     def _stored(self, stored: Sequence[Settled]) -> None:
         """Tell of what was committed, and use the slots that it freed."""

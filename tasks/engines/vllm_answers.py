@@ -129,7 +129,14 @@ def _completed(request: Request, content: dict[str, Any], text: str) -> Completi
     usage = content.get("usage") or {}
     prompt = usage.get("prompt_tokens") or usage.get("input_tokens") or 0
     written = usage.get("completion_tokens") or usage.get("output_tokens") or 0
-    return Completion(request.id, text, Usage(prompt, written))
+    cached = _detail(usage, ("prompt_tokens_details", "input_tokens_details"), "cached_tokens")
+    reasoned = _detail(usage, ("completion_tokens_details", "output_tokens_details"), "reasoning_tokens")
+    return Completion(request.id, text, Usage(prompt, written, cached, reasoned))
+
+
+def _detail(usage: dict[str, Any], groups: tuple[str, ...], name: str) -> int:
+    """Return a count that only some endpoints, and some versions, tell."""
+    return next((count for group in groups if (count := (usage.get(group) or {}).get(name))), 0)
 
 
 def _compact(content: dict[str, Any]) -> str:

@@ -15,7 +15,7 @@ from stoker.services import commands
 from stoker.settings import Settings, load
 
 ROOT = Path(__file__).parents[2]
-OURS = ("web", "collector", "worker", "engine", "beat")
+OURS = ("web", "collector", "worker", "bulk", "engine", "beat")
 
 
 @pytest.fixture(scope="module")

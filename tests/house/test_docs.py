@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from models.states import BATCH, JOB, Machine
+from models.states import BATCH, BULK, JOB, Machine
 
 ROOT = Path(__file__).parents[2]
 LONGEST = 300
@@ -53,7 +53,7 @@ def steps_in_the_page(machine: Machine) -> list[tuple[str, str]]:
     return [(row[0].strip("` "), row[1].strip("` ")) for row in rows if row[0] != "from"]
 
 
-@pytest.mark.parametrize("machine", [JOB, BATCH], ids=lambda machine: machine.name)
+@pytest.mark.parametrize("machine", [JOB, BATCH, BULK], ids=lambda machine: machine.name)
 def test_the_page_of_states_lists_every_step_once(machine: Machine) -> None:
     """docs/states.md has exactly the steps of models/states.py, each with who writes it."""
     listed = steps_in_the_page(machine)
@@ -65,7 +65,7 @@ def test_the_page_of_states_lists_every_step_once(machine: Machine) -> None:
 def test_every_function_that_the_page_of_states_names_exists() -> None:
     """A function that is renamed is renamed there too."""
     page = (ROOT / "docs" / "states.md").read_text(encoding="utf-8")
-    for module, function in set(re.findall(r"`(jobs|batches|cohorts|deliveries)\.(\w+)`", page)):
+    for module, function in set(re.findall(r"`(jobs|ends|batches|bulks|bulk_leases|cohorts|deliveries)\.(\w+)`", page)):
         assert f"def {function}(" in (ROOT / "models" / f"{module}.py").read_text(encoding="utf-8"), function
 
 

@@ -16,23 +16,29 @@ import sqlalchemy as sa
 
 from models import (
     batches,
+    bulk_leases,
+    bulk_lines,
+    bulk_results,
+    bulks,
     census,
     cohorts,
     deliveries,
     due,
+    ends,
     engines,
     idempotency,
     jobs,
     keys,
     queue,
     results,
+    retention,
     schema,
     views,
 )
 from models.db import Database, new_id, now
+from models.ends import Settled
 from models.engines import Incarnation
 from models.errors import NotFound
-from models.jobs import Settled
 from stoker import settings
 from tests import servers
 from tests.house import plans
@@ -44,12 +50,13 @@ KINDS = [
     for kind in ("sqlite", "postgres")
     for analyzed in (False, True)
 ]
-LARGE = frozenset({"jobs", "bodies", "results", "deliveries", "batches", "idempotency_keys"})
+LARGE = frozenset({"jobs", "bodies", "results", "deliveries", "batches", "bulks", "idempotency_keys"})
 PARTIAL = {
     *("jobs_queue", "jobs_cohorts", "jobs_batch", "jobs_delayed", "jobs_expiry"),
-    *("batches_ready", "batches_running", "batches_cohorts", "deliveries_due"),
+    *("batches_ready", "batches_running", "batches_cohorts", "deliveries_due", "bulks_unfinished"),
 }
 """They hold only what is open, so that reading one from end to end may be right."""
+BULK = new_id("bulk")
 RUNNING = [new_id("batch") for _ in range(BATCHES)]
 IN_FLIGHT = [new_id("job") for _ in range(32 * BATCHES)]
 Work = Callable[[sa.Connection], object]
@@ -99,7 +106,8 @@ def _stock(tx: sa.Connection) -> None:
         for row in rows
     ]
     tx.execute(sa.insert(jobs.bodies), bodies)
-    results.store(tx, None, None, [(row["id"], results.NewResult(200, "{}")) for row in ended])
+    _stock_bulks(tx)
+    results.store(tx, None, [results.Ended(row["id"], "succeeded", results.NewResult(200, "{}")) for row in ended], {})
     ready = [_batch("ready"), _batch("ready", engine_id=ME.engine, cohort_id="cohort_9")]
     running = [_batch("running", id=batch_id, lease_until=5e9) for batch_id in RUNNING]
     running[-1]["lease_until"] = 1.0
@@ -108,6 +116,23 @@ def _stock(tx: sa.Connection) -> None:
     old = [{"owner": "o1", "key": f"k{n}", "fingerprint": "f", "created_at": 1.0 * n} for n in range(2000)]
     tx.execute(sa.insert(idempotency.table), old)
     tx.execute(sa.update(idempotency.table).where(idempotency.table.c.key > "k3").values(created_at=now()))
+
+
+def _stock_bulks(tx: sa.Connection) -> None:
+    """Store ended bulks, and one whose lines have ended in part."""
+    for number in range(1000):
+        row = bulks.create(tx, bulks.NewBulk(f"o{number % 50}", "bulk", "bulk"))
+        tx.execute(sa.update(bulks.table).where(bulks.table.c.id == row.id).values(state="completed"))
+    row = bulks.create(tx, bulks.NewBulk("o7", "bulk", "bulk"))
+    tx.execute(sa.update(bulks.table).where(bulks.table.c.id == row.id).values(id=BULK))
+    lines = [bulk_lines.NewLine(number, f"n{number}", "fake", "/v1/completions", "{}", 1) for number in range(2000)]
+    held = tx.execute(sa.select(bulks.table).where(bulks.table.c.id == BULK)).one()
+    bulk_lines.insert(tx, held, "bulk", lines)
+    first = jobs.table.c.line_no < 1000
+    tx.execute(sa.update(jobs.table).where(jobs.table.c.bulk_id == BULK, first).values(state="failed", finished_at=1.0))
+    bulk_lines.end_unread(
+        tx, BULK, [bulk_lines.EndedLine(number, None, "failed", "bad", "no") for number in range(3000, 4000)]
+    )
 
 
 def _job(chance: random.Random, state: str, **values: Any) -> dict[str, Any]:
@@ -156,6 +181,15 @@ def _position(tx: sa.Connection) -> object:
     return views.queue_position(tx, tx.execute(row).one())
 
 
+def _aged(kind: retention.Kind) -> dict[str, tuple[Work, set[str]]]:
+    """Return how rows of a kind are looked for and ended when all of them are past their time."""
+    return {
+        f"old {kind.prefix}, {kind.name}": (lambda tx: retention.page(tx, kind, kind.start, 5e9, 1000), set()),
+        f"end {kind.prefix}, {kind.name}": (lambda tx: retention.retire(tx, kind, IN_FLIGHT[:50], 5e9), set()),
+        f"purge {kind.prefix}, {kind.name}": (lambda tx: kind.purge(tx, IN_FLIGHT[:50]), set()),
+    }
+
+
 OUTCOMES = [Settled(job_id, "succeeded", results.NewResult(200, "{}")) for job_id in IN_FLIGHT[:640:BATCHES]]
 CUT = batches.Cut("fake", "standard", 1, "full", IN_FLIGHT[:64], 640)
 
@@ -168,7 +202,7 @@ BY_INDEX: dict[str, tuple[Work, set[str]]] = {
     "claim": (lambda tx: batches.claim(tx, ME, [0, 1, 2], 15.0, idle=True), {"batches_ready", "jobs_batch"}),
     "renew": (lambda tx: batches.renew(tx, ME, RUNNING, 15.0), set()),
     "stopped": (lambda tx: jobs.stopped(tx, {RUNNING[0]: IN_FLIGHT[:32]}), set()),
-    "settle": (lambda tx: jobs.settle(tx, RUNNING[0], ME.engine, OUTCOMES), set()),
+    "settle": (lambda tx: ends.settle(tx, ME.engine, {RUNNING[0]: OUTCOMES}), set()),
     "finish": (lambda tx: batches.finish(tx, RUNNING[0]), {"jobs_batch"}),
     "give back": (lambda tx: batches.give_back(tx, batches.table.c.id == RUNNING[0]), {"jobs_batch"}),
     "load": (lambda tx: batches.load(tx, [ME.engine]), {"jobs_batch"}),
@@ -190,7 +224,25 @@ BY_INDEX: dict[str, tuple[Work, set[str]]] = {
     "one job": (_get, set()),
     "ended": (lambda tx: views.ended(tx, IN_FLIGHT[:200]), set()),
     "queue position": (_position, {"jobs_queue"}),
+    "bulk results": (
+        lambda tx: bulk_results.page(tx, BULK, ok=False, after=10, limit=50, details=True),
+        {"results_bulk"},
+    ),
+    "unattended bulks": (bulk_leases.unattended, {"bulks_unfinished"}),
+    "cancel a bulk": (lambda tx: bulk_lines.end_slice(tx, BULK, "cancelled", 0, 200), {"jobs_bulk"}),
+    "pause a bulk": (lambda tx: bulk_lines.relane_slice(tx, BULK, "paused", 0, 200), {"jobs_bulk"}),
+    "failed lines": (lambda tx: bulk_lines.failed_jobs(tx, BULK, 10, 200), {"jobs_bulk"}),
+    "delete a bulk": (lambda tx: bulk_lines.delete_slice(tx, BULK, 200), {"jobs_bulk", "results_bulk"}),
+    "running lines": (lambda tx: bulk_lines.running(tx, BULK), {"jobs_batch"}),
+    "list bulks": (lambda tx: bulks.page(tx, "o7", kind="bulk"), {"bulks_owner"}),
+    "list a bulk's jobs": (
+        lambda tx: views.page(tx, "o7", views.Filters(bulk_id=BULK), after=None, limit=20),
+        set(),
+    ),
     "old keys": (lambda tx: idempotency.any_older(tx, 3600.0), {"idempotency_keys_age"}),
+    **{name: work for kind in retention.KINDS for name, work in _aged(kind).items()},
+    "fading files": (lambda tx: retention.fading(tx, 5e9, 0.0, 100), {"files_expiry", "files_leftover"}),
+    "removable files": (lambda tx: retention.removable(tx, (0.0, ""), 100), {"files_leftover"}),
     "a key": (lambda tx: keys.owner_of(tx, "sk-stoker-none"), set()),
 }
 BOUNDED = {

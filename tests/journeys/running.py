@@ -16,7 +16,7 @@ from stoker.client import Client, Job
 from tasks.proc import running
 
 READY_WITHIN = 90.0
-NAMES = ["redis", "engine", "web", "collector", "worker", "beat"]
+NAMES = ["redis", "engine", "web", "collector", "worker", "bulk", "beat"]
 STOKER = [sys.executable, "-m", "stoker.cli"]
 
 

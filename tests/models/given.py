@@ -8,10 +8,11 @@ from typing import Any, TypeVar
 
 import sqlalchemy as sa
 
-from models import batches, engines, jobs
+from models import batches, ends, engines, jobs
 from models.db import AnyRow, Database, new_id
+from models.ends import Settled
 from models.engines import Incarnation
-from models.jobs import NewJob, Settled, Webhook
+from models.jobs import NewJob, Webhook
 from models.results import NewResult
 
 T = TypeVar("T")
@@ -63,7 +64,7 @@ def answered(job_id: str, body: str = '{"answer": 1}') -> Settled:
 
 def settled(database: Database, batch_id: str, outcomes: Sequence[Settled]) -> set[str]:
     """Settle in a transaction of its own; return the ids that took effect."""
-    return database.retrying(lambda tx: jobs.settle(tx, batch_id, "engine", outcomes))
+    return database.retrying(lambda tx: ends.settle(tx, "engine", {batch_id: outcomes}))
 
 
 def rows(database: Database, table: sa.Table, *where: sa.ColumnElement[bool]) -> Sequence[AnyRow]:

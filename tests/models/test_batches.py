@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 
-from models import batches, jobs
+from models import batches, ends, jobs
 from models.db import Database, new_id
 from models.engines import Incarnation
 from tests.models import given
@@ -33,7 +33,7 @@ def test_gather_takes_what_is_still_queued(database: Database) -> None:
     """Jobs that were cancelled since they were looked at are left out; of none, no batch is made."""
     gone, first, second = given.submitted(database, 3)
     with database.transaction() as tx:
-        jobs.cancel(tx, "alice", gone)
+        ends.cancel(tx, "alice", gone)
     batch_id = given.cut(database, [gone, first, second])
     (row,) = given.rows(database, batches.table)
     assert (row.id, row.state, row.size) == (batch_id, "ready", 2)
@@ -119,7 +119,7 @@ def test_a_batch_whose_jobs_were_all_cancelled_is_returned(database: Database) -
     empty, half = given.cut(database, gone), given.cut(database, part)
     with database.transaction() as tx:
         for job_id in (*gone, part[0]):
-            jobs.cancel(tx, "alice", job_id)
+            ends.cancel(tx, "alice", job_id)
     got = given.claimed(database, mine)
     assert (got.id, [job.id for job in got.jobs]) == (half, [part[1]])
     assert state(database, empty) == "returned"

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from models import census, cohorts, jobs
+from models import census, cohorts, ends
 from models.db import Database
-from models.jobs import Settled
+from models.ends import Settled
 from tests.models import given
 
 
@@ -22,7 +22,7 @@ def test_open_jobs_are_counted_by_state_lane_and_model(database: Database) -> No
     given.cut(database, given.submitted(database, lane="bulk", model="other"), model="other", lane="bulk")
     (cancelled,) = given.submitted(database, webhook=given.HOOK)
     with database.transaction() as tx:
-        jobs.cancel(tx, "alice", cancelled)
+        ends.cancel(tx, "alice", cancelled)
         counted = census.take(tx, 15.0)
     assert set(counted.jobs) == {
         ("queued", "standard", "fake", 3),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from models import deliveries, jobs
+from models import deliveries, ends
 from models.db import Database
 from models.deliveries import Delivery, Try
 from models.jobs import Webhook
@@ -17,7 +17,7 @@ def told(database: Database, count: int = 1, **fields: object) -> list[str]:
     ids = given.submitted(database, count, **{"webhook": given.HOOK, **fields})
     with database.transaction() as tx:
         for job_id in ids:
-            jobs.cancel(tx, "alice", job_id)
+            ends.cancel(tx, "alice", job_id)
     return ids
 
 
@@ -54,7 +54,7 @@ def test_the_outbox_is_part_of_the_transaction(database: Database) -> None:
     """When the end of the job is rolled back, so is its delivery."""
     (job_id,) = given.submitted(database, webhook=given.HOOK)
     with database.engine.connect() as tx:
-        jobs.cancel(tx, "alice", job_id)
+        ends.cancel(tx, "alice", job_id)
         tx.rollback()
     assert given.rows(database, deliveries.table) == []
     assert given.states(database, [job_id]) == ["queued"]

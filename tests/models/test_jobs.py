@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from models import batches, cohorts, deliveries, due, jobs, results
+from models import batches, cohorts, deliveries, due, ends, jobs, results
 from models.db import Database, among
+from models.ends import Settled
 from models.errors import AlreadyFinished, NotFound
-from models.jobs import NewJob, Settled
-from models.results import NewResult
+from models.jobs import NewJob
+from models.results import Ended, NewResult
 from models.states import JOB
 from tests.models import given
 
@@ -80,7 +81,7 @@ def test_settle_stores_state_result_and_delivery_together(database: Database) ->
     batch = given.running(database, given.engine(database), 2, webhook=given.HOOK)
     first, second = (job.id for job in batch.jobs)
     with database.engine.connect() as tx:
-        assert jobs.settle(tx, batch.id, "engine", [given.answered(first)]) == {first}
+        assert ends.settle(tx, "engine", {batch.id: [given.answered(first)]}) == {first}
         tx.rollback()
     assert given.states(database, [first, second]) == ["running", "running"]
     assert given.rows(database, results.table) == given.rows(database, deliveries.table) == []
@@ -157,7 +158,7 @@ def test_a_running_job_can_be_cancelled_and_its_answer_is_dropped(database: Data
     batch = given.running(database, given.engine(database), webhook=given.HOOK)
     (job,) = batch.jobs
     with database.transaction() as tx:
-        jobs.cancel(tx, "alice", job.id)
+        ends.cancel(tx, "alice", job.id)
         assert jobs.stopped(tx, {batch.id: [job.id]}) == [job.id]
     assert given.settled(database, batch.id, [given.answered(job.id)]) == set()
     assert given.states(database, [job.id]) == ["cancelled"]
@@ -169,13 +170,13 @@ def test_cancel_knows_no_jobs_of_others_and_no_ended_ones(database: Database) ->
     """Another owner's job does not exist; an ended one says how it ended."""
     (job_id,) = given.submitted(database)
     with database.transaction() as tx, pytest.raises(NotFound):
-        jobs.cancel(tx, "mallory", job_id)
+        ends.cancel(tx, "mallory", job_id)
     with database.transaction() as tx, pytest.raises(NotFound):
-        jobs.cancel(tx, "alice", "job_none")
+        ends.cancel(tx, "alice", "job_none")
     with database.transaction() as tx:
-        jobs.cancel(tx, "alice", job_id)
+        ends.cancel(tx, "alice", job_id)
     with database.transaction() as tx, pytest.raises(AlreadyFinished, match="already cancelled"):
-        jobs.cancel(tx, "alice", job_id)
+        ends.cancel(tx, "alice", job_id)
 
 
 def test_jobs_expire_when_their_time_has_passed(database: Database) -> None:
@@ -221,7 +222,7 @@ def test_cancel_expire_and_settle_at_once_leave_one_end(database: Database) -> N
         for job_id in reversed(ids):
             with database.transaction() as tx:
                 try:
-                    jobs.cancel(tx, "alice", job_id)
+                    ends.cancel(tx, "alice", job_id)
                 except AlreadyFinished:
                     continue
 
@@ -231,18 +232,18 @@ def test_cancel_expire_and_settle_at_once_leave_one_end(database: Database) -> N
                 due.expire(tx, limit=2)
 
     given.together([settle, settle, cancel, expire])
-    ends = dict(zip(ids, given.states(database, ids), strict=True))
-    assert set(ends.values()) <= {"succeeded", "cancelled", "expired"}
+    ended = dict(zip(ids, given.states(database, ids), strict=True))
+    assert set(ended.values()) <= {"succeeded", "cancelled", "expired"}
     stored = [row.job_id for row in given.rows(database, results.table)]
-    assert sorted(stored) == sorted(job_id for job_id, end in ends.items() if end == "succeeded")
+    assert sorted(stored) == sorted(job_id for job_id, end in ended.items() if end == "succeeded")
     told = {row.job_id: row.event for row in given.rows(database, deliveries.table)}
-    assert told == {job_id: f"job.{end}" for job_id, end in ends.items()}
+    assert told == {job_id: f"job.{end}" for job_id, end in ended.items()}
     assert len(given.rows(database, deliveries.table)) == 40
 
 
 def _settle_mixed(tx: sa.Connection, batch: batches.Claimed) -> None:
     first, second = (job.id for job in batch.jobs)
-    jobs.settle(tx, batch.id, "engine", [given.answered(first), Settled(second, "failed", NewResult(500))])
+    ends.settle(tx, "engine", {batch.id: [given.answered(first), Settled(second, "failed", NewResult(500))]})
 
 
 def _crash_mixed(tx: sa.Connection, batch: batches.Claimed) -> None:
@@ -284,4 +285,4 @@ def test_a_result_cannot_be_written_twice(database: Database) -> None:
     batch = given.running(database, given.engine(database))
     given.settled(database, batch.id, [given.answered(batch.jobs[0].id)])
     with pytest.raises(sa.exc.IntegrityError), database.transaction() as tx:
-        results.store(tx, batch.id, "engine", [(batch.jobs[0].id, NewResult(200, "{}"))])
+        results.store(tx, "engine", [Ended(batch.jobs[0].id, "succeeded", NewResult(200, "{}"))], {})

@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, example, settings
 from hypothesis import given as examples
 from hypothesis import strategies as st
 
-from models import jobs, queue
+from models import ends, jobs, queue
 from models.db import Database, new_id
 from tests.models import given
 
@@ -65,7 +65,7 @@ def test_candidates_are_queued_jobs_of_this_model_and_lane(database: Database) -
     given.cut(database, [batched])
     given.change(database, jobs.table, jobs.table.c.id == cohort, cohort_id="cohort_1")
     with database.transaction() as tx:
-        jobs.cancel(tx, "alice", cancelled)
+        ends.cancel(tx, "alice", cancelled)
         assert [job.id for job in queue.candidates(tx, "fake", "standard", "", 10)] == [mine]
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from models import results
 from models.db import Database
-from models.jobs import Settled
+from models.ends import Settled
 from models.results import NewResult
 from tests.models import given
 

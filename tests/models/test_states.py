@@ -1,4 +1,4 @@
-"""The machines of job and batch: pure, so all their walks can be tried."""
+"""The machines of job, batch and bulk: pure, so all their walks can be tried."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.states import BATCH, JOB, Machine
+from models.states import BATCH, BULK, JOB, Machine
 
-MACHINES = pytest.mark.parametrize("machine", [JOB, BATCH], ids=lambda machine: machine.name)
+MACHINES = pytest.mark.parametrize("machine", [JOB, BATCH, BULK], ids=lambda machine: machine.name)
 
 
 def reachable(machine: Machine, start: str) -> set[str]:

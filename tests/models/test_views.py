@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import given as examples
 from hypothesis import strategies as st
 
-from models import jobs, views
+from models import ends, jobs, views
 from models.db import Database
 from models.errors import NotFound
 from models.views import Filters
@@ -76,7 +76,7 @@ def test_a_list_is_filtered_by_state_lane_and_model(database: Database) -> None:
     (bulk,) = given.submitted(database, lane="bulk")
     (other,) = given.submitted(database, model="other", lane="bulk")
     with database.transaction() as tx:
-        jobs.cancel(tx, "alice", cancelled)
+        ends.cancel(tx, "alice", cancelled)
     assert page(database, Filters(state="queued"))[0] == [other, bulk, standard]
     assert page(database, Filters(state="cancelled"))[0] == [cancelled]
     assert page(database, Filters(lane="bulk"))[0] == [other, bulk]
@@ -117,7 +117,7 @@ def test_the_queue_position_counts_the_owners_jobs_ahead(database: Database) -> 
         places = [views.queue_position(tx, views.get(tx, "alice", job_id)) for job_id in (first, second, last)]
         assert places == [0, 1, 2]
         assert views.queue_position(tx, views.get(tx, "alice", last), most=1) == 1
-        jobs.cancel(tx, "alice", first)
+        ends.cancel(tx, "alice", first)
         assert views.queue_position(tx, views.get(tx, "alice", first)) is None
         assert views.queue_position(tx, views.get(tx, "alice", last)) == 1
 
@@ -126,6 +126,6 @@ def test_ended_names_jobs_that_need_not_be_waited_for(database: Database) -> Non
     """Those in an end state, and those that are gone."""
     waiting, cancelled = given.submitted(database, 2)
     with database.transaction() as tx:
-        jobs.cancel(tx, "alice", cancelled)
+        ends.cancel(tx, "alice", cancelled)
         assert views.ended(tx, [waiting, cancelled, "job_gone"]) == {cancelled, "job_gone"}
         assert views.ended(tx, []) == set()

@@ -39,6 +39,10 @@ class Bell:
         """Record a ring for the deliveries."""
         self.rung.append(("deliver", ""))
 
+    def bulk(self, bulk_id: str) -> None:
+        """Record a ring for a bulk's tender."""
+        self.rung.append(("bulk", bulk_id))
+
     def ended(self, ids: Iterable[str]) -> None:
         """Record which jobs were said to have ended."""
         self.told.extend(ids)

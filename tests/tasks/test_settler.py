@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from models import batches, jobs, results
+from models import batches, ends, results
 from models.db import Database
+from models.ends import Settled
 from models.errors import DatabaseUnavailable
-from models.jobs import Settled
 from models.results import NewResult
 from stoker.settings import Settings
 from tasks import collector
@@ -118,11 +118,10 @@ def test_one_bad_row_does_not_hold_up_the_others(
     bad = ids[2]
     real = results.store
 
-    def refusing(tx: sa.Connection, batch_id: Any, engine_id: Any, answers: Any) -> None:
-        for job_id, result in answers:
-            if job_id == bad and result.code != "unstorable":
-                raise sa.exc.DataError("insert", {}, ValueError("no"))
-        real(tx, batch_id, engine_id, answers)
+    def refusing(tx: sa.Connection, engine_id: Any, ended: Any, places: Any) -> None:
+        if any(one.job_id == bad and one.result.code != "unstorable" for one in ended):
+            raise sa.exc.DataError("insert", {}, ValueError("no"))
+        real(tx, engine_id, ended, places)
 
     monkeypatch.setattr(results, "store", refusing)
     settler = Settler(database, "engine", lambda _: None, pytest.fail)
@@ -141,7 +140,7 @@ def test_a_stale_outcome_is_dropped(database: Database, running: Callable[[int],
     """An outcome for a job that was cancelled meanwhile leaves no result and is not told of."""
     batch, (kept, gone) = running(2)
     with database.transaction() as tx:
-        jobs.cancel(tx, "owner", gone)
+        ends.cancel(tx, "owner", gone)
     told: list[str] = []
     settler = Settler(database, "engine", lambda stored: told.extend(outcome.job_id for outcome in stored), pytest.fail)
     settler.put(batch, ok(gone))

@@ -8,12 +8,14 @@ from typing import cast
 import pytest
 import sqlalchemy as sa
 
-from models import batches, deliveries, engines, idempotency, jobs, sweeps, views
+from models import batches, bulk_leases, bulks, deliveries, ends, engines, idempotency, jobs, sweeps, views
+from models.bulks import NewBulk
 from models.db import Database, now
 from models.jobs import Webhook
 from stoker.settings import Settings
 from tasks import collector, sweeper
 from tasks.doorbell import Doorbell
+from tasks.holders import new_holder
 from tasks.sweeper import sweep_once
 from tests.tasks.inprocess import Bell, alive, incarnation, states, submit, until
 
@@ -129,7 +131,7 @@ def test_lost_doorbells_are_rung_again(database: Database, settings: Settings, b
     (done,) = submit(database, "b", webhook=Webhook("http://127.0.0.1:9/hook"))
     submit(database, "c")
     with database.transaction() as tx:
-        jobs.cancel(tx, "owner", done)
+        ends.cancel(tx, "owner", done)
         assert deliveries.any_due(tx)
     bell.rung.clear()
     sweep(database, settings, bell)
@@ -198,3 +200,14 @@ def test_a_sweep_under_way_is_not_joined_by_another(monkeypatch: pytest.MonkeyPa
         sweeper.sweep()
     with pytest.raises(pytest.fail.Exception):
         sweeper.sweep()
+
+
+def test_a_bulk_whose_tender_has_died_is_free_at_once(database: Database, settings: Settings, bell: Bell) -> None:
+    """On this machine nobody waits for the lease; a tender that lives keeps it."""
+    dead = f"{new_holder().partition('.')[0]}.999999999.1.00000000"
+    with database.transaction() as tx:
+        ids = [bulks.create(tx, NewBulk("owner", "bulk", "bulk")).id for _ in range(2)]
+        for bulk_id, holder in zip(ids, (dead, new_holder()), strict=True):
+            assert bulk_leases.hold(tx, bulk_id, holder, 60.0)
+    sweep(database, settings, bell)
+    assert [rung for rung in bell.rung if rung[0] == "bulk"] == [("bulk", ids[0])]

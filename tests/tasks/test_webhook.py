@@ -18,10 +18,11 @@ from prometheus_client import REGISTRY
 from sqlalchemy.engine import Row
 from standardwebhooks import Webhook as Standard
 
-from models import deliveries, jobs
+from models import deliveries, ends, jobs
 from models.db import Database
+from models.ends import Settled
 from models.errors import DatabaseUnavailable
-from models.jobs import NewJob, Settled, Webhook
+from models.jobs import NewJob, Webhook
 from models.results import NewResult, storable
 from models.secrets import secret_of
 from stoker.settings import Settings, load
@@ -66,11 +67,11 @@ def end_job(
     with database.transaction() as tx:
         job_id = jobs.submit(tx, new).id
         if state == "cancelled":
-            jobs.cancel(tx, "owner", job_id)
+            ends.cancel(tx, "owner", job_id)
             return job_id
         jobs.move(tx, "batched", jobs.table.c.id == job_id, batch_id="batch")
         jobs.move(tx, "running", jobs.table.c.id == job_id)
-        jobs.settle(tx, "batch", "engine", [Settled(job_id, state, result or NewResult(200, '{"text":"ANSWER"}'))])
+        ends.settle(tx, "engine", {"batch": [Settled(job_id, state, result or NewResult(200, '{"text":"ANSWER"}'))]})
     return job_id
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from models import batches, cohorts, due, jobs, results, views
+from models import batches, cohorts, due, ends, jobs, results, views
 from models.db import Database
 from models.engines import Incarnation
 from models.errors import DatabaseUnavailable
@@ -114,7 +114,7 @@ def test_outcomes_are_stored_as_they_come(database: Database, settings: Settings
     until(lambda: states(database) == {"succeeded": 1, "running": 1})
     with database.transaction() as tx:
         assert views.get(tx, "owner", quick).state == "succeeded"
-        jobs.cancel(tx, "owner", slow)
+        ends.cancel(tx, "owner", slow)
     until(lambda: not one.in_flight())
 
 
@@ -126,7 +126,7 @@ def test_a_cancelled_job_is_aborted_in_the_engine(database: Database, settings: 
     thread = run(one)
     until(lambda: states(database) == {"running": 1})
     with database.transaction() as tx:
-        jobs.cancel(tx, "owner", job_id)
+        ends.cancel(tx, "owner", job_id)
     thread.join(5)
     assert not thread.is_alive()
     assert states(database) == {"cancelled": 1}
@@ -271,7 +271,7 @@ def test_a_hung_engine_is_found_out(database: Database, settings: Settings, star
     run(one)
     until(lambda: one.hung_for() > 0.2)
     with database.transaction() as tx:
-        jobs.cancel(tx, "owner", job_id)
+        ends.cancel(tx, "owner", job_id)
     until(lambda: one.hung_for() == 0.0)
 
 

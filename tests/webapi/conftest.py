@@ -8,9 +8,9 @@ import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 
-from models import jobs
+from models import ends, jobs
 from models.db import Database, new_id
-from models.jobs import Settled
+from models.ends import Settled
 from models.results import NewResult
 from stoker.settings import Settings
 from webapi.app import create_app
@@ -54,6 +54,6 @@ def end(database: Database) -> End:
         with database.transaction() as tx:
             jobs.move(tx, "batched", this, batch_id=batch_id)
             jobs.move(tx, "running", this, attempts=1)
-            assert jobs.settle(tx, batch_id, "engine", [Settled(job_id, state, answer)]) == {job_id}
+            assert ends.settle(tx, "engine", {batch_id: [Settled(job_id, state, answer)]}) == {job_id}
 
     return _end

@@ -1,0 +1,199 @@
+"""Ingest: the lines of a bulk become jobs, chunk by chunk; each chunk, its place and its counts are one transaction.
+
+A killed ingest goes on behind the last chunk: no line twice (the place is guarded, and so is the line number), none
+missing. While a bulk is being cancelled, or when its time has passed, what is left of its lines is accounted for
+without ever becoming jobs.
+
+The next chunk is read while the database takes one: each of the two needs about half of the time.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from functools import partial
+
+import sqlalchemy as sa
+
+from models import bulk_leases, bulk_lines
+from models.bulk_leases import Step, Superseded
+from models.bulk_lines import EndedLine, NewLine
+from models.bulks import effective_lane
+from models.db import AnyRow
+from models.states import JOB
+from tasks import metrics
+from tasks.ahead import ahead
+from tasks.bulk_sources import Taken, rules_of
+from tasks.line_jobs import LineError, LineJob
+from tasks.lines import BadInput
+from tasks.tending import Tending
+
+FIRST_CHUNK = 200
+"""Lines of the first chunk: the engine need not wait for a large one."""
+_MESSAGES = {
+    "cancelled": "The bulk was cancelled before this line was its turn.",
+    "expired": "The bulk expired before this line was its turn.",
+}
+
+
+@dataclass(slots=True)
+class _Chunk:
+    """Lines that are stored together, and the place behind them."""
+
+    offset: int
+    line: int
+    jobs: list[NewLine] = field(default_factory=list)
+    ended: list[EndedLine] = field(default_factory=list)
+    size: int = 0
+
+    def __len__(self) -> int:
+        return len(self.jobs) + len(self.ended)
+
+    def take(self, taken: Taken) -> None:
+        """Add a line, as a job if it is one."""
+        made = taken.made
+        self.offset, self.line = taken.end, taken.last
+        if isinstance(made, LineError):
+            self.ended.append(EndedLine(taken.number, made.custom_id, "failed", made.code, made.message))
+        else:
+            self.jobs.append(_new_line(taken.number, made))
+            self.size += len(made.body)
+
+    def end(self, state: str) -> None:
+        """Let no line become a job any more: each ends in this state."""
+        self.ended += [EndedLine(job.number, job.custom_id, state, state, _MESSAGES[state]) for job in self.jobs]
+        self.jobs = []
+
+
+def _new_line(number: int, job: LineJob) -> NewLine:
+    return NewLine(number, job.custom_id, job.model, job.endpoint, job.body, job.tokens, job.columns)
+
+
+def ingest(tending: Tending, held: AnyRow) -> None:
+    """Bring in what is left of a bulk's lines. Raises Superseded when the bulk changes meanwhile: look again."""
+    _Ingest(tending, held).run()
+
+
+class _Ingest:
+    def __init__(self, tending: Tending, held: AnyRow) -> None:
+        self._tending = tending
+        self._held = held
+
+    def run(self) -> None:
+        """Read and store until the input ends."""
+        problem: BadInput | None = None
+        with closing(ahead(self._chunks())) as chunks:
+            try:
+                for chunk in chunks:
+                    self._store(chunk)
+            except BadInput as bad:
+                problem = bad
+        self._close(problem)
+
+    def _chunks(self) -> Iterator[_Chunk]:
+        """Yield the lines that are left, the last chunk with the place behind the whole input.
+
+        Raises BadInput, behind the lines that can be read.
+        """
+        tending, held = self._tending, self._held
+        rules = rules_of(tending.database, held, tending.settings.served_name)
+        source = tending.source(held)
+        chunk = _Chunk(held.offset, held.line)
+        most = FIRST_CHUNK if held.line == 0 else tending.chunk_lines
+        try:
+            for taken in source.read(rules, held.offset, held.line):
+                chunk.take(taken)
+                if len(chunk) >= most or chunk.size >= tending.chunk_bytes:
+                    yield chunk
+                    chunk, most = _Chunk(chunk.offset, chunk.line), tending.chunk_lines
+        except BadInput:
+            yield chunk
+            raise
+        chunk.offset, chunk.line = max(chunk.offset, source.offset), max(chunk.line, source.number)
+        yield chunk
+
+    def _end_as(self) -> str | None:
+        """Return how lines end that are stored only now, None while they are still to run."""
+        if self._held.state == "cancelling":
+            return "cancelled"
+        return "expired" if bulk_leases.expired(self._held) else None
+
+    def _store(self, chunk: _Chunk) -> None:
+        self._tending.check()
+        if (end_as := self._end_as()) is not None:
+            chunk.end(end_as)
+        started = time.monotonic()
+        self._held = self._tending.database.retrying(partial(self._write, chunk=chunk))
+        metrics.lines_ingested.labels("job").inc(len(chunk.jobs))
+        metrics.lines_ingested.labels("ended").inc(len(chunk.ended))
+        for model in {line.model for line in chunk.jobs}:
+            self._tending.bell.collector(model)
+        self._tending.pause(time.monotonic() - started)
+
+    def _write(self, tx: sa.Connection, chunk: _Chunk) -> AnyRow:
+        tending, held = self._tending, self._held
+        bulk_lines.insert(tx, held, effective_lane(held), chunk.jobs)
+        step = Step(chunk.offset, chunk.line, len(chunk.jobs), len(chunk.ended))
+        after = bulk_leases.advance(tx, held, tending.me, tending.lease, step)
+        bulk_lines.end_unread(tx, held.id, chunk.ended)
+        return after
+
+    def _close(self, problem: BadInput | None) -> None:
+        """Say that all lines are there, or why no more can be read."""
+        values: dict[str, object] = {"ingest_done": True}
+        if problem is None and self._held.total == 0:
+            problem = BadInput("empty_file", "The input has no lines.")
+        if problem is not None:
+            error = {"code": problem.code, "message": problem.message, "param": None, "line": None}
+            values["errors"] = [*(self._held.errors or []), error]
+        with self._tending.database.transaction() as tx:
+            bulk_leases.change(tx, self._held, self._tending.me, **values)
+
+
+def end_open(tending: Tending, held: AnyRow, to: str) -> None:
+    """Bring a bulk's open jobs to an end state, slice by slice, the front of the queue first."""
+    assert to in JOB.final  # noqa: S101  # a programming error
+    behind = 0
+    while True:
+        tending.check()
+        started = time.monotonic()
+
+        def work(tx: sa.Connection, after: int = behind) -> tuple[int, Sequence[str]] | None:
+            ended = bulk_lines.end_slice(tx, held.id, to, after, tending.slice_lines)
+            bulk_leases.renew(tx, held, tending.me, tending.lease)
+            return ended
+
+        ended = tending.database.retrying(work)
+        if ended is None:
+            return
+        behind, ids = ended
+        tending.bell.ended(ids)
+        tending.pause(time.monotonic() - started)
+
+
+def relane(tending: Tending, held: AnyRow) -> None:
+    """Put a bulk's waiting jobs into the lane that its owner chose, or aside while it is paused; slice by slice."""
+    lane, behind = effective_lane(held), 0
+    while True:
+        tending.check()
+        started = time.monotonic()
+
+        def work(tx: sa.Connection, after: int = behind) -> int | None:
+            moved = bulk_lines.relane_slice(tx, held.id, lane, after, tending.slice_lines)
+            bulk_leases.renew(tx, held, tending.me, tending.lease)
+            return moved
+
+        moved = tending.database.retrying(work)
+        if moved is None:
+            break
+        behind = moved
+        tending.pause(time.monotonic() - started)
+    with tending.database.transaction() as tx:
+        bulk_leases.change(tx, held, tending.me, lane_applied=lane)
+    if held.model:
+        tending.bell.collector(held.model)
+
+
+__all__ = ["Superseded", "end_open", "ingest", "relane"]
