@@ -34,6 +34,9 @@ def job(row: sa.Row[Any], position: int | None, *, with_result: bool = True) -> 
         "error": _error(row),
         "metadata": row.tags or {},
         "webhook_url": row.webhook_url,
+        "bulk_id": row.bulk_id,
+        "line": row.line_no,
+        "custom_id": row.custom_id,
     }
 
 
@@ -57,6 +60,9 @@ def accepted(new: NewJob, stored: Stored) -> dict[str, Any]:
         "error": None,
         "metadata": new.metadata or {},
         "webhook_url": new.webhook and new.webhook.url,
+        "bulk_id": None,
+        "line": None,
+        "custom_id": None,
     }
 
 

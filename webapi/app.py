@@ -12,9 +12,10 @@ from flask_openapi.openapi import OpenAPI
 from models import engines, schema
 from models.db import Database, new_id
 from models.errors import DatabaseUnavailable, StokerError
+from models.storage import Storage
 from stoker import settings as stoker_settings
 from stoker.settings import Settings
-from webapi import auth, errors, health, jobs, json_body, logs, metrics, openapi
+from webapi import auth, batches, bulks, errors, files, health, jobs, json_body, logs, metrics, openapi
 from webapi.context import EXTENSION, Context
 from webapi.doorbell import Doorbell
 from webapi.known_models import KnownModels
@@ -44,6 +45,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     app.extensions[EXTENSION] = Context(
         settings=settings,
         database=database,
+        storage=Storage(settings.storage),
         keys=auth.Keys(database, settings.host),
         known=KnownModels(database),
         doorbell=Doorbell(settings),
@@ -58,7 +60,7 @@ def create_app(settings: Settings | None = None) -> Flask:
 
 
 def _register(app: OpenAPI) -> None:
-    for blueprint in (jobs.api, health.api):
+    for blueprint in (jobs.api, bulks.api, files.api, batches.api, health.api):
         app.register_api(blueprint)
 
 

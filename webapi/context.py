@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
+import sqlalchemy as sa
 from flask import current_app
 
 from models.db import Database
+from models.errors import DatabaseUnavailable
+from models.storage import Storage
 from stoker.settings import Settings
 from webapi.auth import Keys
 from webapi.doorbell import Doorbell
+from webapi.errors import OutcomeUnknown
 from webapi.known_models import KnownModels
 from webapi.waiters import Waiters
 
@@ -22,6 +28,7 @@ class Context:
 
     settings: Settings
     database: Database
+    storage: Storage
     keys: Keys
     known: KnownModels
     doorbell: Doorbell
@@ -39,3 +46,17 @@ def here() -> Context:
     found = current_app.extensions[EXTENSION]
     assert isinstance(found, Context)  # noqa: S101  # for mypy: extensions are Any
     return found
+
+
+@contextmanager
+def writing(unknown: type[OutcomeUnknown]) -> Iterator[sa.Connection]:
+    """Open a transaction; when the database goes away at its COMMIT, raise `unknown`."""
+    written = False
+    try:
+        with here().database.transaction() as tx:
+            yield tx
+            written = True
+    except DatabaseUnavailable as error:
+        if written:
+            raise unknown(str(error)) from error
+        raise

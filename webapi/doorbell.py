@@ -1,6 +1,6 @@
-"""The doorbell: tells the collector that jobs came. The only file of the web side that knows Celery.
+"""The doorbell: tells of new jobs and of bulks that changed. The only file of the web side that knows Celery.
 
-A ring is lost without harm, since the sweeper rings again. So it never holds a request up: `ring` puts a pair into a
+A ring is lost without harm, since the sweeper rings again. So it never holds a request up: `ring` puts a call into a
 set, and one thread a process sends what is in it, at most every 20 ms, however slow the broker is.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from typing import NamedTuple
 
 import structlog
 from celery import Celery
@@ -21,15 +22,19 @@ log = structlog.get_logger("stoker.web")
 
 EVERY = 0.02
 MOST_PENDING = 10_000
-TASK = "tasks.collector.collect"
-QUEUE = "collector"
 FIRST_PAUSE, LONGEST_PAUSE = 0.2, 3.0
 QUIET = 30.0
 """Seconds between two log lines about a broker that is away."""
 
 
+class _Ring(NamedTuple):
+    task: str
+    queue: str
+    arguments: tuple[str, ...]
+
+
 class Doorbell:
-    """Rings for (model, lane) from a thread of its own, which starts with the first ring of each process."""
+    """Rings from a thread of its own, which starts with the first ring of each process."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -40,11 +45,18 @@ class Doorbell:
 
     def ring(self, model: str, lane: str) -> None:
         """Ask for a look at a model's lane, soon; never waits and never fails."""
+        self._ring(_Ring("tasks.collector.collect", "collector", (model, lane)))
+
+    def ring_bulk(self, bulk_id: str) -> None:
+        """Ask for a look at a bulk, soon; never waits and never fails."""
+        self._ring(_Ring("tasks.bulks.tend", "bulk", (bulk_id,)))
+
+    def _ring(self, ring: _Ring) -> None:
         if self._pid != os.getpid() and not self._start():
             return
         with self._lock:
             if len(self._pending) < MOST_PENDING:
-                self._pending[model, lane] = None
+                self._pending[ring] = None
         self._rung.set()
 
     def close(self) -> None:
@@ -59,7 +71,7 @@ class Doorbell:
                 return True
             # Nothing of a parent's is used after a fork: neither its lock nor its connections.
             self._lock = threading.Lock()
-            self._pending: dict[tuple[str, str], None] = {}
+            self._pending: dict[_Ring, None] = {}
             self._rung = threading.Event()
             try:
                 threading.Thread(target=self._run, name="doorbell", daemon=True).start()
@@ -89,9 +101,9 @@ class Doorbell:
     def _send_all(self, celery: Celery) -> bool:
         with self._lock:
             rings, self._pending = list(self._pending), {}
-        for at, (model, lane) in enumerate(rings):
+        for at, (task, queue, arguments) in enumerate(rings):
             try:
-                celery.send_task(TASK, args=[model, lane], queue=QUEUE, ignore_result=True, retry=False)
+                celery.send_task(task, args=list(arguments), queue=queue, ignore_result=True, retry=False)
             except (OperationalError, OSError) as error:
                 self._failed(error)
                 with self._lock:

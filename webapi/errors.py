@@ -1,4 +1,4 @@
-"""The one error shape: RFC 9457 problem documents, for whatever goes wrong.
+"""The two error shapes, for whatever goes wrong: RFC 9457 problem documents, and OpenAI's envelope at OpenAI's paths.
 
 What the client sent is never repeated in an error (only names of fields and models are), nor is anything internal.
 """
@@ -17,13 +17,24 @@ from flask import Flask, Response, g, request
 from pydantic import ValidationError
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
-from models.errors import AlreadyFinished, DatabaseUnavailable, KeyBusy, KeyReused, NotFound
+from models.errors import (
+    AlreadyFinished,
+    DatabaseUnavailable,
+    KeyBusy,
+    KeyReused,
+    NotFound,
+    StillRunning,
+)
+from models.storage import ObjectMissing, StorageFull, StorageUnavailable
+from webapi import envelope
 
 log = structlog.get_logger("stoker.web")
 
 MOST_ERRORS = 20
 MOST_NAME = 64
 PROBLEM = "application/problem+json"
+OPENAI = ("/v1/files", "/v1/batches")
+"""The paths, and all below them, whose errors have OpenAI's shape."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +47,10 @@ class FieldError:
 
 
 class Problem(Exception):
-    """An error that the client is told of: its status, a code that does not change, and a text for people."""
+    """An error that the client is told of: its status, a code that does not change, and a text for people.
+
+    `param` is the field that OpenAI's envelope names; left out, the first of `errors`.
+    """
 
     def __init__(
         self,
@@ -46,6 +60,7 @@ class Problem(Exception):
         *,
         errors: Sequence[FieldError] = (),
         headers: Mapping[str, str] | None = None,
+        param: str | None = None,
     ) -> None:
         super().__init__(detail)
         self.status = status
@@ -53,6 +68,8 @@ class Problem(Exception):
         self.detail = detail
         self.errors = errors
         self.headers = dict(headers or {})
+        self.first = errors[0] if errors else None
+        self.param = param or (self.first.field if self.first else None)
 
 
 class OutcomeUnknown(Exception):
@@ -61,6 +78,14 @@ class OutcomeUnknown(Exception):
 
 class CancelUnknown(OutcomeUnknown):
     """The same, of a job that was to be cancelled."""
+
+
+class BulkUnknown(OutcomeUnknown):
+    """The same, of a bulk that was to be stored or changed."""
+
+
+class FileUnknown(OutcomeUnknown):
+    """The same, of a file that was to be stored or deleted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +99,7 @@ class _Known:
 _KNOWN: dict[type[Exception], _Known] = {
     NotFound: _Known(404, "not_found"),
     AlreadyFinished: _Known(409, "already_finished"),
+    StillRunning: _Known(409, "still_running"),
     KeyReused: _Known(422, "idempotency_key_reused", "This Idempotency-Key was used before with another body."),
     KeyBusy: _Known(
         409,
@@ -101,6 +127,27 @@ _KNOWN: dict[type[Exception], _Known] = {
         "cancel it again if it is not.",
         {"Retry-After": "2"},
     ),
+    BulkUnknown: _Known(
+        503,
+        "outcome_unknown",
+        "The database went away while it stored this: whether it was done is unknown. Look at the bulk, or send the "
+        "same request again with the same Idempotency-Key; without such a key a second bulk may come of it.",
+        {"Retry-After": "2"},
+    ),
+    FileUnknown: _Known(
+        503,
+        "outcome_unknown",
+        "The database went away while it stored this: whether it was done is unknown. List the files to see.",
+        {"Retry-After": "2"},
+    ),
+    StorageFull: _Known(507, "storage_full", "There is no room for files left on this server; nothing was stored."),
+    StorageUnavailable: _Known(
+        503,
+        "storage_unavailable",
+        "The storage of files does not answer at the moment; nothing was stored. Try again.",
+        {"Retry-After": "5"},
+    ),
+    ObjectMissing: _Known(404, "content_missing", "The content of this file is no longer stored."),
 }
 
 
@@ -109,8 +156,15 @@ def invalid(field_name: str, message: str, code: str = "invalid_value") -> Probl
     return Problem(422, code, f"{field_name}: {message}", errors=[FieldError(field_name, message, code)])
 
 
+def is_openai() -> bool:
+    """Tell whether this request is at a path of OpenAI's."""
+    return any(request.path == path or request.path.startswith(f"{path}/") for path in OPENAI)
+
+
 def render(problem: Problem) -> Response:
-    """Return the problem document of this request."""
+    """Return the problem document of this request, or OpenAI's envelope."""
+    if is_openai():
+        return envelope.of(problem)
     document = {
         "type": f"urn:stoker:problem:{problem.code}",
         "title": HTTPStatus(problem.status).phrase,
@@ -144,10 +198,18 @@ def install(app: Flask) -> None:
 
 
 def _expected(error: Exception) -> Response:
-    known = _KNOWN[type(error)]
-    if known.status == HTTPStatus.SERVICE_UNAVAILABLE:
-        log.warning("database unavailable", reason=str(error), request_id=g.get("request_id"))
-    return render(Problem(known.status, known.code, known.detail or str(error), headers=known.headers))
+    known = next(_KNOWN[kind] for kind in type(error).__mro__ if kind in _KNOWN)
+    if known.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        stored = isinstance(error, StorageFull | StorageUnavailable)
+        log.warning(
+            "storage unavailable" if stored else "database unavailable",
+            reason=str(error),
+            request_id=g.get("request_id"),
+        )
+    told: dict[str, Any] = {"status": known.status, "detail": known.detail or str(error), "headers": known.headers}
+    if is_openai():
+        told |= envelope.changes(error)
+    return render(Problem(code=known.code, **told))
 
 
 def _from_http(error: HTTPException) -> Response:

@@ -33,6 +33,8 @@ threads = _settings.web_threads
 # Above the threads: at gunicorn's default of 1000 and more threads than that, every connection is refused.
 worker_connections = max(1000, math.ceil(threads * 1.5))
 backlog = 2048
+# As long as gunicorn allows: the parameters of a bulk, a system message among them, may stand in its query.
+limit_request_line = 8190
 keepalive = 5
 timeout = 60
 graceful_timeout = 5

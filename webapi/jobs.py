@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import re
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import msgspec
@@ -15,14 +12,14 @@ from flask import Response, g, request
 from flask_openapi.blueprint import APIBlueprint
 from flask_openapi.models.tag import Tag
 
-from models import idempotency, jobs, views
+from models import ends, jobs, views
 from models.db import is_id
-from models.errors import DatabaseUnavailable, NotFound
-from models.jobs import NewJob
+from models.errors import NotFound
 from models.states import JOB
-from webapi import answers, json_body, paging
-from webapi.context import here
-from webapi.errors import CancelUnknown, OutcomeUnknown, Problem, invalid
+from webapi import answers, json_body, keyed, paging
+from webapi.context import here, writing
+from webapi.errors import CancelUnknown, OutcomeUnknown, Problem
+from webapi.keyed import Once
 from webapi.openapi import body_of, problems
 from webapi.schemas import Job, JobList, JobPath, JobRequest, ListQuery, WaitQuery
 from webapi.submission import job_of
@@ -35,8 +32,6 @@ api = APIBlueprint(
     abp_security=[{"key": []}],
     abp_responses=problems(401, 403, 422, 500, 503),
 )
-
-_KEY = re.compile(r"[\x21-\x7e]{1,255}")
 
 
 @api.before_request
@@ -59,16 +54,16 @@ def create() -> Response:
     """
     context = here()
     raw = json_body.read(request, context.settings.max_body_bytes)
-    key = _idempotency_key()
-    fingerprint = hashlib.sha256(raw).hexdigest()
+    once = Once(keyed.key(), hashlib.sha256(raw).hexdigest())
     try:
         new = job_of(json_body.parse(raw), g.owner, context.settings, context.known)
     except Problem:
         # What was taken once is answered again, even if its model is gone by now or the checks have changed.
-        if key is None or (before := _answered(key, fingerprint)) is None:
+        if (before := once.before()) is None:
             raise
         return _accepted(before, replayed=True)
-    answer, replayed = _store(new, key, fingerprint)
+    with writing(OutcomeUnknown) as tx:
+        answer, replayed = once.answer(tx, lambda: answers.encode(answers.accepted(new, jobs.submit(tx, new))).decode())
     context.doorbell.ring(new.model, new.lane)
     return _accepted(answer, replayed=replayed)
 
@@ -76,43 +71,6 @@ def create() -> Response:
 def _accepted(answer: str, *, replayed: bool) -> Response:
     headers = {"Location": f"/v1/jobs/{msgspec.json.decode(answer)['id']}"}
     return answers.respond(answer, 202, **headers, **({"Idempotency_Replayed": "true"} if replayed else {}))
-
-
-def _answered(key: str, fingerprint: str) -> str | None:
-    with here().database.reading() as tx:
-        return idempotency.answered(tx, g.owner, key, fingerprint)
-
-
-def _idempotency_key() -> str | None:
-    key = request.headers.get("Idempotency-Key")
-    if key is not None and not _KEY.fullmatch(key):
-        raise invalid("Idempotency-Key", "must be 1 to 255 visible ASCII characters without blanks")
-    return key
-
-
-def _store(new: NewJob, key: str | None, fingerprint: str) -> tuple[str, bool]:
-    """Store a job and return its answer, or the answer that the same key got before (and True)."""
-    with _writing(OutcomeUnknown) as tx:
-        if key is not None and (before := idempotency.begin(tx, new.owner, key, fingerprint)) is not None:
-            return before, True
-        answer = answers.encode(answers.accepted(new, jobs.submit(tx, new))).decode()
-        if key is not None:
-            idempotency.finish(tx, new.owner, key, answer)
-    return answer, False
-
-
-@contextmanager
-def _writing(unknown: type[OutcomeUnknown]) -> Iterator[sa.Connection]:
-    """Open a transaction; when the database goes away at its COMMIT, raise `unknown`."""
-    written = False
-    try:
-        with here().database.transaction() as tx:
-            yield tx
-            written = True
-    except DatabaseUnavailable as error:
-        if written:
-            raise unknown(str(error)) from error
-        raise
 
 
 @api.get("/<job_id>", operation_id="getJob", responses={200: Job, **problems(404)})
@@ -176,7 +134,7 @@ def cancel(path: JobPath) -> Response:
     """Cancel a job that has not ended; 409 if it has."""
     if not is_id("job", path.job_id):
         raise NotFound("job", path.job_id[:80])
-    with _writing(CancelUnknown) as tx:
-        jobs.cancel(tx, g.owner, path.job_id)
+    with writing(CancelUnknown) as tx:
+        ends.cancel(tx, g.owner, path.job_id)
         row = views.get(tx, g.owner, path.job_id)
     return answers.respond(answers.encode(answers.job(row, None)))

@@ -13,12 +13,26 @@ from flask_openapi.openapi import OpenAPI
 from pydantic import BaseModel
 from werkzeug.wrappers import Response
 
+from webapi.bulk_schemas import BatchRequest, BulkChange, BulkParameters, BulkRequest, BulkRetry
 from webapi.errors import PROBLEM, render_invalid
+from webapi.openai import ErrorEnvelope
 from webapi.schemas import JobRequest, ProblemDocument
+
+BODIES = (
+    JobRequest,
+    BulkRequest,
+    BulkParameters,
+    BulkRetry,
+    BulkChange,
+    BatchRequest,
+    ProblemDocument,
+    ErrorEnvelope,
+)
+"""What is described though no view declares it: bodies that are read by ours, and errors."""
 
 ABOUT = (
     "Jobs for language models: submit a prompt, poll or wait for its answer, or have it sent to a webhook. "
-    "Errors are problem documents (RFC 9457)."
+    "Errors are problem documents (RFC 9457); files and batches, which OpenAI's API has too, have its errors."
 )
 
 
@@ -33,7 +47,7 @@ def new_app(name: str, version: str) -> OpenAPI:
         validation_error_callback=render_invalid,
     )
     app.openapi_version = "3.1.0"
-    for model in (JobRequest, ProblemDocument):
+    for model in BODIES:
         _add_schema(app, model)
     app.add_url_rule("/openapi.json", "openapi_json", lambda: app.api_doc)
     app.add_url_rule("/docs", "docs", _to_docs)

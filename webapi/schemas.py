@@ -186,6 +186,9 @@ class Job(BaseModel):
     error: JobError | None
     metadata: dict[str, str]
     webhook_url: str | None
+    bulk_id: str | None
+    line: int | None = Field(description="The line of the bulk's input that the job was made of.")
+    custom_id: str | None = Field(description="The line's own name.")
 
 
 class JobList(BaseModel):
@@ -260,3 +263,4 @@ class ListQuery(Parameters):
     state: State | None = None
     lane: Lane | None = None
     model: str | None = None
+    bulk_id: str | None = None

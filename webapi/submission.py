@@ -64,7 +64,7 @@ def job_of(sent: JsonObject, owner: str, settings: Settings, known: KnownModels)
         lane=asked.lane,
         tokens=estimate(sum(map(len, prompts)), _answer_tokens(call, model)),
         metadata=asked.metadata,
-        webhook=_webhook(asked, settings.webhook_networks),
+        webhook=webhook_of(asked.webhook_url, asked.webhook, settings.webhook_networks),
         expires_in=asked.expires_in,
     )
 
@@ -167,13 +167,16 @@ def _without_model(raw: dict[str, msgspec.Raw]) -> dict[str, msgspec.Raw]:
     return {name: value for name, value in raw.items() if name != "model"}
 
 
-def _webhook(asked: JobRequest, networks: Sequence[str]) -> Webhook | None:
-    """Return where to tell of the end. Judged again at each try, when it is known where the name leads."""
-    if asked.webhook is not None and asked.webhook_url is not None:
+def webhook_of(url: str | None, hook: schemas.Webhook | None, networks: Sequence[str]) -> Webhook | None:
+    """Return where to tell of the end, given in one of two ways. Raises Problem 422.
+
+    Judged again at each try, when it is known where the name leads.
+    """
+    if hook is not None and url is not None:
         raise invalid("webhook_url", "give webhook_url or webhook, not both", "one_of")
-    name, hook = "webhook.url", asked.webhook
-    if asked.webhook_url is not None:
-        name, hook = "webhook_url", schemas.Webhook(url=asked.webhook_url)
+    name = "webhook.url"
+    if url is not None:
+        name, hook = "webhook_url", schemas.Webhook(url=url)
     if hook is None:
         return None
     if (why := addresses.refusal(hook.url, networks)) is not None:

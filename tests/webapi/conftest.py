@@ -13,8 +13,10 @@ from models.db import Database, new_id
 from models.ends import Settled
 from models.results import NewResult
 from stoker.settings import Settings
+from tests.webapi.bulk_kit import Service
 from webapi.app import create_app
 from webapi.context import EXTENSION, Context
+from webapi.doorbell import Doorbell
 
 ANSWER = '{"object":"chat.completion","choices":[{"index":0,"message":{"role":"assistant","content":"hello"}}]}'
 
@@ -57,3 +59,17 @@ def end(database: Database) -> End:
             assert ends.settle(tx, "engine", {batch_id: [Settled(job_id, state, answer)]}) == {job_id}
 
     return _end
+
+
+@pytest.fixture
+def service(client: FlaskClient, context: Context) -> Service:
+    """Return the application with a tender and an engine that act when they are told to."""
+    return Service(client, context)
+
+
+@pytest.fixture
+def rung(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return the bulks that are rung for, instead of ringing."""
+    ids: list[str] = []
+    monkeypatch.setattr(Doorbell, "ring_bulk", lambda _, bulk_id: ids.append(bulk_id))
+    return ids

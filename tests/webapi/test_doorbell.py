@@ -47,11 +47,11 @@ def until(true: Callable[[], object], seconds: float = 10.0) -> None:
         time.sleep(0.01)
 
 
-def rings(url: str) -> list[tuple[str, list[str], dict[str, Any]]]:
-    """Return the messages in the collector's queue: task, arguments, headers."""
+def rings(url: str, queue: str = "collector") -> list[tuple[str, list[str], dict[str, Any]]]:
+    """Return the messages in a queue: task, arguments, headers."""
     with redis.Redis.from_url(url) as client:
         found = []
-        for raw in client.lrange("collector", 0, -1):
+        for raw in client.lrange(queue, 0, -1):
             message = json.loads(raw)
             body = json.loads(base64.b64decode(message["body"]))
             found.append((message["headers"]["task"], body[0], message["headers"]))
@@ -64,6 +64,16 @@ def test_a_ring_is_a_task_for_the_collector(doorbell: Doorbell, redis_url: str) 
     until(lambda: rings(redis_url))
     task, arguments, headers = rings(redis_url)[0]
     assert (task, arguments, headers["ignore_result"]) == ("tasks.collector.collect", ["some-model", "realtime"], True)
+
+
+def test_a_ring_for_a_bulk_is_a_task_for_its_tender(doorbell: Doorbell, redis_url: str) -> None:
+    """It names the bulk, in the queue of the tenders; many within 20 ms are one."""
+    for _ in range(10):
+        doorbell.ring_bulk("bulk_1")
+    until(lambda: rings(redis_url, "bulk"))
+    assert all(sent[:2] == ("tasks.bulks.tend", ["bulk_1"]) for sent in rings(redis_url, "bulk"))
+    assert len(rings(redis_url, "bulk")) <= 2
+    assert rings(redis_url) == []
 
 
 def test_rings_are_coalesced(doorbell: Doorbell, redis_url: str) -> None:

@@ -18,6 +18,20 @@ def test_the_document_is_valid(client: FlaskClient) -> None:
         "/v1/jobs/{job_id}",
         "/v1/jobs/{job_id}/result",
         "/v1/jobs/{job_id}/cancel",
+        "/v1/bulks",
+        "/v1/bulks/{bulk_id}",
+        "/v1/bulks/{bulk_id}/cancel",
+        "/v1/bulks/{bulk_id}/errors",
+        "/v1/bulks/{bulk_id}/pause",
+        "/v1/bulks/{bulk_id}/results",
+        "/v1/bulks/{bulk_id}/resume",
+        "/v1/bulks/{bulk_id}/retry",
+        "/v1/batches",
+        "/v1/batches/{batch_id}",
+        "/v1/batches/{batch_id}/cancel",
+        "/v1/files",
+        "/v1/files/{file_id}",
+        "/v1/files/{file_id}/content",
         "/livez",
         "/readyz",
         "/metrics",
@@ -27,6 +41,12 @@ def test_the_document_is_valid(client: FlaskClient) -> None:
     assert "application/problem+json" in create["responses"]["422"]["content"]
     fields = document["components"]["schemas"]["JobRequest"]["properties"]
     assert {"prompt", "messages", "temperature", "lane", "webhook"} <= set(fields)
+    lines = document["paths"]["/v1/bulks"]["post"]["requestBody"]["content"]
+    assert {"application/json", "application/x-ndjson", "text/csv", "application/gzip", "multipart/form-data"} == set(
+        lines
+    )
+    batch = document["paths"]["/v1/batches"]["post"]["responses"]
+    assert batch["400"]["content"]["application/json"]["schema"]["$ref"].endswith("/ErrorEnvelope")
 
 
 def test_every_reference_leads_somewhere(client: FlaskClient) -> None:

@@ -1,0 +1,72 @@
+"""Errors as OpenAI's API has them: `{"error": {"message", "type", "param", "code"}}`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Protocol
+
+import msgspec
+from flask import Response
+
+from models.errors import KeyReused, NotFound
+
+_STATUS = {422: 400}
+_CODES = {
+    "not_found": None,
+    "unauthorized": "invalid_api_key",
+    "missing": "missing_required_parameter",
+    "extra_forbidden": "unknown_parameter",
+}
+_KINDS = {429: "rate_limit_error"}
+_NOT_FOUND = {"file": "No such File object: {}", "batch": "No batch found with id '{}'."}
+
+
+class _Field(Protocol):
+    @property
+    def code(self) -> str: ...
+
+
+class _Problem(Protocol):
+    status: int
+    code: str
+    detail: str
+    param: str | None
+    headers: dict[str, str]
+
+    @property
+    def first(self) -> _Field | None: ...
+
+
+def of(problem: _Problem) -> Response:
+    """Return the envelope of an error."""
+    status = _STATUS.get(problem.status, problem.status)
+    server = "server_error" if status >= HTTPStatus.INTERNAL_SERVER_ERROR else "invalid_request_error"
+    error = {
+        "message": problem.detail,
+        "type": _KINDS.get(status, server),
+        "param": problem.param,
+        "code": _code(problem),
+    }
+    return Response(msgspec.json.encode({"error": error}), status, problem.headers, mimetype="application/json")
+
+
+def _code(problem: _Problem) -> str | None:
+    if problem.code != "invalid_request" or problem.first is None:
+        return _CODES.get(problem.code, problem.code)
+    # What pydantic found: its own codes are many.
+    code = problem.first.code
+    if code.endswith(("_type", "_parsing")):
+        return "invalid_type"
+    return _CODES.get(code, "invalid_value")
+
+
+def changes(error: Exception) -> Mapping[str, object]:
+    """Return in what OpenAI's answer to an expected error differs from the native one."""
+    if isinstance(error, NotFound):
+        said = _NOT_FOUND.get(error.kind)
+        return {} if said is None else {"detail": said.format(error.ident), "param": "id"}
+    if isinstance(error, KeyReused):
+        # The client tries a 409 again unless it is told not to.
+        return {"status": 409, "headers": {"X-Should-Retry": "false"}}
+    return {}
