@@ -8,16 +8,32 @@ from __future__ import annotations
 import json
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
-from stoker import cli_admin, cli_jobs
+from stoker import cli_admin, cli_batches, cli_bulk_run, cli_bulk_submit, cli_bulks, cli_jobs
 from stoker.console import DatabaseOption, DataOption, JsonOption, dim, fail, give_up_output, settings_errors, tell
+
+
+class _Root(TyperGroup):
+    """The command line, whole or without the service: `stoker-client` has only the commands that speak HTTP."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except ModuleNotFoundError:
+            if find_spec("stoker.settings"):
+                raise
+            fail("this is the client alone: `pip install stoker`, in place of stoker-client, has the service", 2)
+
 
 app = typer.Typer(
     name="stoker",
+    cls=_Root,
     help="Feed GPUs: a queue of LLM jobs, batched onto vLLM.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -98,7 +114,7 @@ def ps(*, data: DataOption = None, as_json: JsonOption = False) -> None:
 
 @app.command()
 def health(
-    part: Annotated[str, typer.Argument(metavar="PART", help="web, collector, worker, engine or beat.")],
+    part: Annotated[str, typer.Argument(metavar="PART", help="web, collector, worker, bulk, engine or beat.")],
 ) -> None:
     """Fail unless a part of the service does its work."""
     from stoker.health import PARTS, Unhealthy
@@ -128,7 +144,14 @@ def demo(
         fail(str(error))
 
 
+bulk = typer.Typer(help="Many prompts at once: a file goes up, its results come back.", no_args_is_help=True)
+
 app.add_typer(cli_jobs.app)
+bulk.add_typer(cli_bulk_run.app)
+bulk.add_typer(cli_bulk_submit.app)
+bulk.add_typer(cli_bulks.app)
+app.add_typer(bulk, name="bulk")
+app.add_typer(cli_batches.app, name="batch")
 app.add_typer(cli_admin.keys, name="keys")
 app.add_typer(cli_admin.db, name="db")
 

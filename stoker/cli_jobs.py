@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from stoker.cli_http import print_json, service
 from stoker.console import URL, JsonOption, KeyOption, UrlOption, fail
 
 if TYPE_CHECKING:
-    from stoker.client import Client, Job
+    from stoker.client import Job
 
 app = typer.Typer()
 
@@ -40,7 +38,7 @@ def submit(  # noqa: PLR0913  # a command's options
     text = sys.stdin.read() if prompt == "-" else prompt
     options = {"model": model, "lane": lane, "max_tokens": max_tokens, "system": system}
     given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
-    with _client(url, api_key) as client:
+    with service(url, api_key) as client:
         job = client.submit(prompt=text, **given)
         if wait:
             job = client.wait(job.id, timeout=timeout)
@@ -59,7 +57,7 @@ def status(
     as_json: JsonOption = False,
 ) -> None:
     """Tell where a job is, and its answer when it has ended."""
-    with _client(url, api_key) as client:
+    with service(url, api_key) as client:
         job = client.get(job_id)
     _show(job, as_json=as_json, answer=False)
 
@@ -73,29 +71,15 @@ def cancel(
     as_json: JsonOption = False,
 ) -> None:
     """Cancel a job that has not ended."""
-    with _client(url, api_key) as client:
+    with service(url, api_key) as client:
         job = client.cancel(job_id)
     _show(job, as_json=as_json, answer=False)
-
-
-@contextmanager
-def _client(url: str, api_key: str | None) -> Iterator[Client]:
-    """Open a client; what goes wrong with it is one line."""
-    from stoker.client import Client, StokerAPIError
-
-    try:
-        with Client(url, api_key) as client:
-            yield client
-    except StokerAPIError as error:
-        fail(str(error))
-    except TimeoutError as error:
-        fail(str(error) or "no answer in time")
 
 
 def _show(job: Job, *, as_json: bool, answer: bool) -> None:
     """Print a job: as JSON, or its answer alone, or its id and where it is. A job that went wrong ends the program."""
     if as_json:
-        typer.echo(json.dumps(asdict(job), ensure_ascii=False))
+        print_json(job)
     elif answer and job.state == "succeeded":
         typer.echo(_answer(job))
     elif not answer:

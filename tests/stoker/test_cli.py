@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.main import get_command
 from typer.testing import CliRunner, Result
 
 from models import keys
@@ -26,7 +27,10 @@ def stoker(*arguments: str, **environment: str) -> Result:
     return CliRunner().invoke(app, list(arguments), env=environment, catch_exceptions=False)
 
 
-@pytest.mark.parametrize("command", [(), ("up",), ("submit",), ("keys", "create"), ("ps",)])
+HELPFUL = [(), ("up",), ("submit",), ("keys", "create"), ("ps",), ("bulk",), ("bulk", "run"), ("batch", "create")]
+
+
+@pytest.mark.parametrize("command", HELPFUL)
 def test_help_shows_how(command: tuple[str, ...]) -> None:
     """Every command explains itself; the ones that take options show an example or list their commands."""
     result = stoker(*command, "--help")
@@ -145,7 +149,16 @@ def test_a_webhook_secret_is_new_each_time() -> None:
     assert first.startswith("whsec_")
 
 
-@pytest.mark.parametrize("command", [("submit", "hello"), ("status", "job_1"), ("cancel", "job_1")])
+AWAY = [
+    ("submit", "hello"),
+    ("status", "job_1"),
+    ("cancel", "job_1"),
+    ("bulk", "list"),
+    ("batch", "status", "batch_1", "--json"),
+]
+
+
+@pytest.mark.parametrize("command", AWAY)
 def test_a_service_that_is_away_is_one_line(command: tuple[str, ...]) -> None:
     """Nobody listens there: the address and what happened, status 1."""
     result = stoker(*command, STOKER_URL="http://127.0.0.1:1")
@@ -158,7 +171,26 @@ def test_the_health_of_an_unknown_part_is_refused() -> None:
     """The parts that there are, are named."""
     result = stoker("health", "kettle")
     assert result.exit_code == 2
-    assert "web, collector, worker, engine, beat" in result.stderr
+    assert "web, collector, worker, bulk, engine, beat" in result.stderr
+
+
+def test_every_command_that_speaks_http_prints_json() -> None:
+    """`--json` is there wherever a script may want to read what is printed."""
+    root = get_command(app).commands  # type: ignore[attr-defined]
+    commands = [root[name] for name in ("submit", "status", "cancel", "ps")]
+    commands += [*root["bulk"].commands.values(), *root["batch"].commands.values(), root["keys"].commands["create"]]
+    assert [one.name for one in commands if "--json" not in {opt for param in one.params for opt in param.opts}] == []
+
+
+@pytest.mark.parametrize(
+    "url", ["http://", "nonsense", "127.0.0.1:8000", "ftp://127.0.0.1", "http://127.0.0.1:port", "http://\x01"]
+)
+def test_an_address_that_is_none_is_one_line(url: str) -> None:
+    """Status 1, and the address."""
+    result = stoker("status", "job_1", STOKER_URL=url)
+    assert result.exit_code == 1
+    assert result.stderr.startswith(f"stoker: {url} ")
+    assert result.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize("part", ["web", "collector", "beat", "engine", "worker"])

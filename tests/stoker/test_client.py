@@ -6,15 +6,14 @@ import threading
 from collections.abc import Iterator
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
-import httpx
 import pytest
 from flask import Flask
 
-from models import jobs
+from models import ends, jobs
 from models.db import Database, new_id
-from models.jobs import Settled
+from models.ends import Settled
 from models.results import NewResult
-from stoker.client import Client, StokerAPIError
+from stoker import Client, StokerAPIError
 from stoker.settings import load
 from tests import servers
 from webapi.app import create_app
@@ -54,7 +53,7 @@ def end(database: Database, job_id: str) -> None:
     with database.transaction() as tx:
         jobs.move(tx, "batched", this, batch_id=batch_id)
         jobs.move(tx, "running", this, attempts=1)
-        jobs.settle(tx, batch_id, "engine", [Settled(job_id, "succeeded", NewResult(200, answer))])
+        ends.settle(tx, "engine", {batch_id: [Settled(job_id, "succeeded", NewResult(200, answer))]})
 
 
 def test_submit_wait_result(client: Client, sqlite_database: Database) -> None:
@@ -129,30 +128,3 @@ def test_only_loopback_is_asked_directly(url: str, direct: bool, monkeypatch: py
     monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:1")
     with Client(url) as client:
         assert (not client._http._mounts) == direct
-
-
-def test_only_what_is_safe_is_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
-    """GET, and POST with an Idempotency-Key, are tried again after 429 and 503, as late as asked; cancel is not."""
-    pauses: list[float] = []
-    monkeypatch.setattr("stoker.client.time.sleep", pauses.append)
-    asked: list[httpx.Request] = []
-
-    def busy(request: httpx.Request) -> httpx.Response:
-        asked.append(request)
-        return httpx.Response(503, headers={"Retry-After": "3"}, json={"detail": "busy", "code": "busy"})
-
-    client = Client()
-    client._http.close()
-    client._http = httpx.Client(base_url="http://x", transport=httpx.MockTransport(busy))
-    for call, times in (
-        (lambda: client.submit(prompt="hi"), 5),
-        (lambda: client.get("j"), 5),
-        (lambda: client.cancel("j"), 1),
-    ):
-        asked.clear()
-        with pytest.raises(StokerAPIError, match="busy"):
-            call()
-        assert len(asked) == times
-    assert set(pauses) == {3.0}
-    assert len({request.headers.get("Idempotency-Key") for request in asked}) == 1
-    client.close()

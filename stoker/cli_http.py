@@ -1,0 +1,112 @@
+"""What the commands that speak HTTP share: the client, and how they read parameters and print."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from stoker.console import fail
+
+if TYPE_CHECKING:
+    from stoker.client import Client
+
+SOME_FAILED = 3
+"""The status of a command that did its work, but some lines did not succeed."""
+INTERRUPTED = 130
+
+ModelOption = Annotated[str | None, typer.Option(help="Model, for lines that name none.  [default: the service's own]")]
+LaneOption = Annotated[str | None, typer.Option(help="realtime, standard or bulk.  [default: bulk]")]
+MaxTokensOption = Annotated[int | None, typer.Option(help="Longest answer, in tokens.")]
+SystemOption = Annotated[str | None, typer.Option(help="System message.")]
+ParamOption = Annotated[
+    list[str] | None,
+    typer.Option("--param", "-p", metavar="NAME=VALUE", help="Any other parameter: -p temperature=0.2 -p stop=END."),
+]
+MetadataOption = Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="Your own tag; several are fine.")]
+InputArgument = Annotated[Path, typer.Argument(metavar="INPUT", help="JSON Lines or CSV, either may be .gz.")]
+ShareOption = Annotated[
+    float | None, typer.Option(min=0, max=1, help="Stop when more than this share of the lines failed.")
+]
+LimitOption = Annotated[int, typer.Option(min=1, max=100, help="How many, newest first.")]
+AfterOption = Annotated[str | None, typer.Option(metavar="ID", help="Those older than this one.")]
+
+
+@contextmanager
+def service(url: str, api_key: str | None) -> Iterator[Client]:
+    """Open a client; what goes wrong with it is one line."""
+    from stoker.client import Client, StokerAPIError
+
+    try:
+        with Client(url, api_key) as client:
+            yield client
+    except StokerAPIError as error:
+        fail(str(error))
+    except TimeoutError as error:
+        fail(str(error) or "no answer in time")
+    except BrokenPipeError:
+        raise  # whoever read the output has seen enough
+    except OSError as error:
+        fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+
+
+def pairs(given: Sequence[str] | None, option: str) -> dict[str, str]:
+    """Read `name=value` options."""
+    found = {}
+    for text in given or ():
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            fail(f"{option} takes NAME=VALUE, not {text!r}", 2)
+        found[name] = value
+    return found
+
+
+def parameters(params: Sequence[str] | None, metadata: Sequence[str] | None = None, **others: Any) -> dict[str, Any]:
+    """Return the parameters of a bulk: values of --param are JSON, or else texts."""
+    given: dict[str, Any] = {name: _value(text) for name, text in pairs(params, "--param").items()}
+    given |= {name: value for name, value in others.items() if value is not None}
+    if metadata:
+        given["metadata"] = pairs(metadata, "--metadata")
+    return given
+
+
+def print_json(found: Any) -> None:
+    """Print one JSON document."""
+    document = found
+    if isinstance(found, list | tuple):
+        document = [_plain(item) for item in found]
+    typer.echo(json.dumps(_plain(document), ensure_ascii=False))
+
+
+def print_table(rows: Iterable[Sequence[object]]) -> None:
+    """Print rows in columns."""
+    texts = [[str(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*texts, strict=True)] if texts else []
+    for row in texts:
+        typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def duration(seconds: float) -> str:
+    """Return seconds as a person says them."""
+    whole = round(seconds)
+    if whole < 60:  # noqa: PLR2004  # seconds of a minute
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _plain(found: Any) -> Any:
+    return asdict(found) if is_dataclass(found) and not isinstance(found, type) else found
