@@ -25,7 +25,7 @@ demo: setup ## See real answers go the whole way: HTTP, database, batch, vLLM, p
 	@$(RUN) -m stoker.demo
 
 test: setup ## Run the whole suite; more of pytest's arguments in ARGS="-k jobs"
-	@$(RUN) -m pytest $(ARGS)
+	@env -u BASE_URL $(RUN) -m pytest $(ARGS)
 
 check: setup ## Check format, lint, types and who imports whom
 	.venv/bin/ruff format --check .

@@ -19,6 +19,7 @@ from models import (
     bulk_leases,
     bulk_lines,
     bulk_results,
+    bulk_views,
     bulks,
     census,
     cohorts,
@@ -127,7 +128,7 @@ def _stock_bulks(tx: sa.Connection) -> None:
     tx.execute(sa.update(bulks.table).where(bulks.table.c.id == row.id).values(id=BULK))
     lines = [bulk_lines.NewLine(number, f"n{number}", "fake", "/v1/completions", "{}", 1) for number in range(2000)]
     held = tx.execute(sa.select(bulks.table).where(bulks.table.c.id == BULK)).one()
-    bulk_lines.insert(tx, held, "bulk", lines)
+    bulk_lines.insert(tx, bulk_lines.rows(tx.dialect.name, held, "bulk", lines, 1.0))
     first = jobs.table.c.line_no < 1000
     tx.execute(sa.update(jobs.table).where(jobs.table.c.bulk_id == BULK, first).values(state="failed", finished_at=1.0))
     bulk_lines.end_unread(
@@ -228,6 +229,11 @@ BY_INDEX: dict[str, tuple[Work, set[str]]] = {
         lambda tx: bulk_results.page(tx, BULK, ok=False, after=10, limit=50, details=True),
         {"results_bulk"},
     ),
+    "sizes of bulk results": (
+        lambda tx: bulk_results.fitting(tx, BULK, ok=False, after=10, limit=50, details=True),
+        {"results_bulk"},
+    ),
+    "columns of a bulk": (lambda tx: bulk_views.columns(tx, BULK), {"jobs_bulk"}),
     "unattended bulks": (bulk_leases.unattended, {"bulks_unfinished"}),
     "cancel a bulk": (lambda tx: bulk_lines.end_slice(tx, BULK, "cancelled", 0, 200), {"jobs_bulk"}),
     "pause a bulk": (lambda tx: bulk_lines.relane_slice(tx, BULK, "paused", 0, 200), {"jobs_bulk"}),
