@@ -13,7 +13,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from models import bulks, ends, jobs, results
-from models.db import AnyRow, among, in_order, literal, micros, new_id, now, one_of
+from models.db import AnyRow, among, in_order, literal, new_id, now, one_of
 from models.results import Ended, NewResult
 from models.states import JOB
 
@@ -50,33 +50,42 @@ class EndedLine:
     message: str
 
 
-def insert(tx: sa.Connection, bulk: AnyRow, lane: str, lines: Sequence[NewLine]) -> None:
-    """Store lines as queued jobs of a bulk."""
-    if not lines:
-        return
-    pos, clock = tx.execute(sa.select(micros(), now())).one()
-    ids = [new_id("job") for _ in lines]
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Lines as the database takes them: COPY's text for PostgreSQL, a tuple for each line for SQLite."""
+
+    jobs: str | list[tuple[object, ...]] = field(repr=False)
+    bodies: str | list[tuple[object, ...]] = field(repr=False)
+
+
+def rows(dialect: str, bulk: AnyRow, lane: str, lines: Sequence[NewLine], clock: float) -> Rows:
+    """Make rows of lines, queued jobs of a bulk, at a time by the database's clock.
+
+    Ahead of the transaction that stores them: it is the shorter for it, and the next chunk is made during this one.
+    """
+    pos, ids = int(clock * 1e6), [new_id("job") for _ in lines]
     same = (bulk.owner, lane, bulk.id, clock, "queued", False, 0, 0, 0)
-    if tx.dialect.name == "postgresql":
-        _copy(tx, "jobs", _JOB_COLUMNS, _job_texts(ids, lines, pos, same))
-        _copy(tx, "bodies", _BODY_COLUMNS, _body_texts(ids, lines))
-        return
-    made = [
+    if dialect == "postgresql":
+        return Rows(_job_texts(ids, lines, pos, same), _body_texts(ids, lines))
+    made: list[tuple[object, ...]] = [
         (ident, line.number, line.custom_id, pos + nth, line.model, line.endpoint, line.tokens, *same)
         for nth, (ident, line) in enumerate(zip(ids, lines, strict=True))
     ]
-    bodies = [(ident, line.body, line.columns, False) for ident, line in zip(ids, lines, strict=True)]
-    tx.exec_driver_sql(_INSERT_JOB, made)
-    tx.exec_driver_sql(_INSERT_BODY, bodies)
+    return Rows(made, [(ident, line.body, line.columns, False) for ident, line in zip(ids, lines, strict=True)])
+
+
+def insert(tx: sa.Connection, made: Rows) -> None:
+    """Store lines as queued jobs."""
+    for table, columns, values in (("jobs", _JOB_COLUMNS, made.jobs), ("bodies", _BODY_COLUMNS, made.bodies)):
+        if isinstance(values, str):
+            _copy(tx, table, columns, values)
+        elif values:
+            tx.exec_driver_sql(_insert_sql(table, columns), values)
 
 
 def _insert_sql(table: str, columns: Sequence[str]) -> str:
     named = ", ".join(f'"{name}"' for name in columns)
     return f"INSERT INTO {table} ({named}) VALUES ({', '.join('?' * len(columns))})"  # noqa: S608  # names of ours
-
-
-_INSERT_JOB = _insert_sql("jobs", _JOB_COLUMNS)
-_INSERT_BODY = _insert_sql("bodies", _BODY_COLUMNS)
 
 
 def _copy(tx: sa.Connection, table: str, columns: Sequence[str], rows: str) -> None:

@@ -216,7 +216,13 @@ def effective_lane(row: AnyRow) -> str:
 
 
 def delete(tx: sa.Connection, owner: str, bulk_id: str) -> None:
-    """Hide an ended bulk for good; its jobs, results and input go in slices. Raises NotFound and StillRunning."""
+    """Hide an ended bulk for good; its jobs, results and input go in slices.
+
+    Raises NotFound, and StillRunning also while a retry still reads the lines of it.
+    """
+    if tx.execute(sa.select(sa.exists().where(UNFINISHED, table.c.retry_of == bulk_id, ~table.c.ingest_done))).scalar():
+        get(tx, owner, bulk_id)
+        raise StillRunning(bulk_id, "being retried")
     ended = one_of(table.c.state, BULK.final)
     mine = (table.c.id == bulk_id, table.c.owner == owner, table.c.deleted_at.is_(None), ended)
     if tx.execute(sa.update(table).where(*mine).values(deleted_at=now())).rowcount == 0:

@@ -14,8 +14,10 @@ import msgspec
 import sqlalchemy as sa
 
 from models import bulk_leases, bulk_results, bulks, files
+from models.bulk_leases import Superseded
 from models.bulks import BATCH_KIND
 from models.db import AnyRow, new_id
+from models.errors import NotFound
 from models.files import BATCH_OUTPUT, NewFile
 from models.json_text import one_line
 from tasks.tending import Tending
@@ -55,7 +57,13 @@ def export(tending: Tending, held: AnyRow) -> None:
         row = bulk_leases.move(tx, held, tending.me, bulk_leases.outcome(held), **ids)
         bulks.announce(tx, row)
 
-    tending.database.retrying(finish)
+    try:
+        tending.database.retrying(finish)
+    except NotFound:
+        # This process was frozen for so long that its files were swept: nothing else would remove what it wrote since.
+        for written in made.values():
+            tending.storage.delete(written.file.key)
+        raise Superseded(held.id) from None
     tending.bell.deliver()
 
 

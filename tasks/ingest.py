@@ -19,7 +19,7 @@ import sqlalchemy as sa
 
 from models import bulk_leases, bulk_lines
 from models.bulk_leases import Step, Superseded
-from models.bulk_lines import EndedLine, NewLine
+from models.bulk_lines import EndedLine, NewLine, Rows
 from models.bulks import effective_lane
 from models.db import AnyRow
 from models.states import JOB
@@ -47,6 +47,7 @@ class _Chunk:
     jobs: list[NewLine] = field(default_factory=list)
     ended: list[EndedLine] = field(default_factory=list)
     size: int = 0
+    rows: Rows | None = None
 
     def __len__(self) -> int:
         return len(self.jobs) + len(self.ended)
@@ -64,7 +65,7 @@ class _Chunk:
     def end(self, state: str) -> None:
         """Let no line become a job any more: each ends in this state."""
         self.ended += [EndedLine(job.number, job.custom_id, state, state, _MESSAGES[state]) for job in self.jobs]
-        self.jobs = []
+        self.jobs, self.rows = [], None
 
 
 def _new_line(number: int, job: LineJob) -> NewLine:
@@ -80,6 +81,7 @@ class _Ingest:
     def __init__(self, tending: Tending, held: AnyRow) -> None:
         self._tending = tending
         self._held = held
+        self._clock: float = held.clock
 
     def run(self) -> None:
         """Read and store until the input ends."""
@@ -93,10 +95,19 @@ class _Ingest:
         self._close(problem)
 
     def _chunks(self) -> Iterator[_Chunk]:
-        """Yield the lines that are left, the last chunk with the place behind the whole input.
+        """Yield the lines that are left, ready to be stored. Raises BadInput behind those that can be read."""
+        lane = effective_lane(self._held)  # if that changes, no other chunk is stored
+        for chunk in self._read():
+            held = self._held
+            # The clock of the chunk before; each line has its own microsecond, which is its place in the queue.
+            self._clock = max(held.clock, self._clock)
+            if chunk.jobs:
+                chunk.rows = bulk_lines.rows(self._tending.database.dialect, held, lane, chunk.jobs, self._clock)
+            self._clock += len(chunk) / 1e6
+            yield chunk
 
-        Raises BadInput, behind the lines that can be read.
-        """
+    def _read(self) -> Iterator[_Chunk]:
+        """Yield the lines that are left in chunks, the last one with the place behind the whole input."""
         tending, held = self._tending, self._held
         rules = rules_of(tending.database, held, tending.settings.served_name)
         source = tending.source(held)
@@ -134,7 +145,8 @@ class _Ingest:
 
     def _write(self, tx: sa.Connection, chunk: _Chunk) -> AnyRow:
         tending, held = self._tending, self._held
-        bulk_lines.insert(tx, held, effective_lane(held), chunk.jobs)
+        if chunk.rows is not None:
+            bulk_lines.insert(tx, chunk.rows)
         step = Step(chunk.offset, chunk.line, len(chunk.jobs), len(chunk.ended))
         after = bulk_leases.advance(tx, held, tending.me, tending.lease, step)
         bulk_lines.end_unread(tx, held.id, chunk.ended)

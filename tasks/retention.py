@@ -152,7 +152,6 @@ class Retention:
             while left and in_time():
                 ids, left = left[: walk.size], left[walk.size :]
                 yield self._slice(walk, ids, before)
-                walk.behind = ids[-1]
             if not left:
                 walk.behind, walk.whole = page.upto, page.whole
 

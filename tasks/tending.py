@@ -45,7 +45,7 @@ class Tending:
     @property
     def chunk_lines(self) -> int:
         """Return how many lines become jobs in one transaction."""
-        return 200 if self.sqlite else 5000
+        return 200 if self.sqlite else 10_000
 
     @property
     def chunk_bytes(self) -> int:

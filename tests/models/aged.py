@@ -100,7 +100,8 @@ def file(database: Database, age: float, state: str = "ready", expired: float | 
     with database.transaction() as tx:
         made = files.begin(tx, "alice", "batch")
         expires = None if expired is None else time.time() - expired
-        shifted = {"state": state, "created_at": time.time() - age, "expires_at": expires}
+        # Whole seconds: several files are of the same moment.
+        shifted = {"state": state, "created_at": float(int(time.time() - age)), "expires_at": expires}
         tx.execute(sa.update(files.table).where(files.table.c.id == made.id).values(shifted))
     return made.id
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -32,10 +33,15 @@ def made(database: Database, lines: int = 0, **fields: Any) -> AnyRow:
         row = bulks.create(tx, NewBulk(**{"owner": "alice", "kind": "bulk", "lane": "bulk", **fields}))
         (row,) = bulks.move(tx, "running", bulks.table.c.id == row.id)
         new = [NewLine(number, f"n{number}", "fake", CHAT, '{"a":"\\t\\\\"}', 1) for number in range(1, lines + 1)]
-        bulk_lines.insert(tx, row, "bulk", new)
+        insert(tx, row, new)
         values = {"total": lines, "ingest_done": True}
         tx.execute(sa.update(bulks.table).where(bulks.table.c.id == row.id).values(values))
     return look(database, row.id)
+
+
+def insert(tx: sa.Connection, row: AnyRow, lines: Sequence[NewLine]) -> None:
+    """Store lines as queued jobs in the lane `bulk`."""
+    bulk_lines.insert(tx, bulk_lines.rows(tx.dialect.name, row, "bulk", lines, time.time()))
 
 
 def look(database: Database, bulk_id: str) -> AnyRow:
@@ -61,7 +67,7 @@ def test_lines_are_stored_byte_for_byte(database: Database) -> None:
     odd = '{"a":"\\\\n\\t","b":"\t \r \\N \x1f é \U0001f525"}'
     with database.transaction() as tx:
         line = NewLine(1, "\\N\tid\nwith\\all", "fake", CHAT, odd, 3, '{"x":"\\."}')
-        bulk_lines.insert(tx, row, "bulk", [line, NewLine(2, None, "fake", CHAT, "{}", 3)])
+        insert(tx, row, [line, NewLine(2, None, "fake", CHAT, "{}", 3)])
     (first, second) = given.rows(database, jobs.table, jobs.table.c.bulk_id == row.id)
     assert (first.custom_id, first.line_no, second.custom_id) == ("\\N\tid\nwith\\all", 1, None)
     (body,) = given.rows(database, jobs.bodies, jobs.bodies.c.job_id == first.id)
@@ -72,7 +78,7 @@ def test_a_line_becomes_a_job_once(database: Database) -> None:
     """The last guard, below all others: its number is unique in its bulk."""
     row = made(database, 2)
     with pytest.raises(sa.exc.IntegrityError), database.transaction() as tx:
-        bulk_lines.insert(tx, row, "bulk", [NewLine(2, None, "fake", CHAT, "{}", 1)])
+        insert(tx, row, [NewLine(2, None, "fake", CHAT, "{}", 1)])
 
 
 def test_results_become_visible_in_their_order(postgres_database: Database) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,7 +17,7 @@ from models.bulks import NewBulk
 from models.db import AnyRow, Database, now
 from models.ends import Settled
 from models.results import NewResult
-from models.storage import Storage
+from models.storage import ObjectMissing, Storage
 from stoker.settings import Settings
 from tasks.bulks import tend_bulk
 from tasks.doorbell import Doorbell
@@ -438,3 +439,28 @@ def test_a_deleted_bulk_leaves_nothing(service: Service) -> None:
         for table in (bulks.table, jobs.table, jobs.bodies, results.table):
             assert tx.execute(sa.select(sa.func.count()).select_from(table)).scalar_one() == 0
         assert tx.execute(sa.select(files.table.c.state)).scalar_one() == "deleted"
+
+
+def test_files_that_were_swept_while_an_export_stood_still_are_written_again(service: Service) -> None:
+    """A process that was frozen for long leaves no bytes without a row."""
+    bulk_id = service.batch(chats(2, batch=True))
+    service.tend(bulk_id)
+    service.run(bulk_id)
+    real, swept = service.storage.writer, []
+
+    @contextmanager
+    def sweeping(key: str, expected: int = 0) -> Iterator[Any]:
+        with real(key, expected) as out:
+            yield out
+        if not swept:
+            swept.append(key)
+            with service.database.transaction() as tx:
+                assert files.delete(tx, f"file-{key.rpartition('-')[2]}")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(service.storage, "writer", sweeping)
+        row = service.tend(bulk_id)
+    assert row.state == "completed"
+    assert len(service.file(row.output_file_id)) == 2
+    with pytest.raises(ObjectMissing):
+        service.storage.size(swept[0])

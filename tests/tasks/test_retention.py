@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any, cast
 
@@ -256,22 +257,26 @@ def test_jobs_that_ended_late_are_looked_at_again(
 def test_a_run_is_bounded_and_the_next_goes_on(
     database: Database, settings: Settings, storage: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A run ends when its time is up; no slice is looked at twice."""
+    """A run ends when its time is up, in the middle of a page too; the next one goes on from there."""
     aged.many(database, 5, 90 * DAY, None)
     ids = aged.many(database, 60, *OLD)
     monkeypatch.setattr(tasks_retention, "_PAGE", 7)
+    # Time for a new round, but only behind the end of this one.
+    monkeypatch.setattr(tasks_retention, "AROUND_EVERY", 0.0)
     mine = retiring(database, settings, storage)
     walk = next(walk for walk in mine._walks if walk.kind is retention.JOBS)
-    places, rounds = [walk.behind], 0
+    walk._most = 3
+    places, sizes = [walk.behind], list[int]()
     while not walk.whole:
-        clock = iter([0.0, 0.0, 1.0])
-        monkeypatch.setattr(mine, "_time", lambda _, clock=clock: lambda: next(clock) == 0.0)
-        for _ in mine._retire(walk, time.time() - 30 * DAY):
-            rounds += 1
+        clock = chain([True, True], repeat(False))
+        monkeypatch.setattr(mine, "_time", lambda _, clock=clock: lambda: next(clock))
+        walk.size = 3
+        sizes += mine._retire(walk, time.time() - 30 * DAY)
         places.append(walk.behind)
-        assert len(places) < 40
+        assert len(places) < 60
     assert places == sorted(places)
-    assert rounds >= 9
+    assert len(sizes) >= 20
+    assert max(sizes) == 3
     assert not aged.ids(database, jobs.table.c.id) & set(ids)
 
 
