@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from itertools import takewhile
 
-NAMES = ("overhead", "path", "batch_size", "latency", "queue_depth", "recovery")
+NAMES = ("overhead", "path", "batch_size", "latency", "queue_depth", "recovery", "ingest", "fairness", "bulk_million")
 
 
 def main(argv: Sequence[str]) -> int:

@@ -1,13 +1,16 @@
-"""The load: chat jobs with seeded prompts, and many clients that post them at once."""
+"""The load: chat jobs with seeded prompts, posted by many clients at once or at a steady rate, and lines of bulks."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import random
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import count as numbers
 from typing import Any
 
 import aiohttp
@@ -76,6 +79,92 @@ def _chat(number: str, chance: random.Random, model: str, tokens: int) -> dict[s
         "ignore_eos": True,
         "temperature": 0.0,
     }
+
+
+FORMS = ("prompt", "messages", "batch")
+"""The forms of a line: the two of a native bulk that chats have, and OpenAI's."""
+
+
+def lines(count: int, seed: int, form: str) -> Iterator[bytes]:
+    """Yield the lines of a bulk, named `line-1` and so on: the chats of `chats`, in one of the forms."""
+    chance = random.Random(seed)
+    for number in range(1, count + 1):
+        chat = _chat(f"{seed}-{number}", chance, "fake", 16)
+        if form == "batch":
+            yield _line({"custom_id": f"line-{number}", "method": "POST", "url": "/v1/chat/completions", "body": chat})
+            continue
+        del chat["model"]
+        if form == "prompt":
+            chat["prompt"] = chat.pop("messages")[0]["content"]
+        yield _line({"custom_id": f"line-{number}", **chat})
+
+
+def _line(value: dict[str, Any]) -> bytes:
+    return json.dumps(value).encode() + b"\n"
+
+
+def packed(pieces: Iterable[bytes], size: int = 1 << 18) -> Iterator[bytes]:
+    """Yield what comes in small pieces in blocks of about this size."""
+    held: list[bytes] = []
+    left = size
+    for piece in pieces:
+        held.append(piece)
+        left -= len(piece)
+        if left <= 0:
+            yield b"".join(held)
+            held, left = [], size
+    yield b"".join(held)
+
+
+@contextmanager
+def steadily(url: str, rate: float, key: str = "") -> Iterator[list[tuple[float, float]]]:
+    """Post so many jobs a second during the `with`, however long each takes.
+
+    Yields a growing list: when each was due (a unix time), and the seconds from then to its answer.
+    """
+    took: list[tuple[float, float]] = []
+    ended = threading.Event()
+    failures: list[Exception] = []
+
+    def work() -> None:
+        try:
+            asyncio.run(_steadily(f"{url}/v1/jobs", rate, key, ended, took))
+        except Exception as error:  # noqa: BLE001  # told to the caller
+            failures.append(error)
+
+    thread = threading.Thread(target=work, name="posts")
+    thread.start()
+    try:
+        yield took
+    finally:
+        ended.set()
+        thread.join()
+    if failures:
+        raise BenchmarkError(f"a steady POST failed: {failures[0]!r}") from failures[0]
+
+
+async def _steadily(url: str, rate: float, key: str, ended: threading.Event, took: list[tuple[float, float]]) -> None:
+    headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
+    chance = random.Random(20)
+    began = time.time()
+    async with aiohttp.ClientSession(headers=headers) as session, asyncio.TaskGroup() as group:
+        for number in numbers():
+            due = began + number / rate
+            await asyncio.sleep(max(0.0, due - time.time()))
+            if ended.is_set():
+                return
+            body = json.dumps(_chat(f"20-{number}", chance, "fake", 16)).encode()
+            group.create_task(_timed(session, url, body, due, took))
+
+
+async def _timed(
+    session: aiohttp.ClientSession, url: str, body: bytes, due: float, took: list[tuple[float, float]]
+) -> None:
+    async with session.post(url, data=body) as answer:
+        await answer.read()
+    if answer.status != 202:
+        raise BenchmarkError(f"a job was refused: {answer.status}")
+    took.append((due, time.time() - due))
 
 
 def post(url: str, jobs: Sequence[dict[str, Any]], connections: int) -> Posted:

@@ -1,4 +1,4 @@
-"""A whole service to measure: real PostgreSQL and Redis, and `stoker up` in a child. Nothing of it outlives the run."""
+"""A whole service to measure: a real database and Redis, and `stoker up` in a child. Nothing of it outlives the run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -53,11 +53,16 @@ class Service:
 
     url: str
     data: Path
-    redis_url: str
+    redis: servers.Redis
     database: Database
-    postgres: servers.Postgres
+    postgres: servers.Postgres | None
     model: str
     said: list[str] = field(default_factory=list)
+
+    @property
+    def redis_url(self) -> str:
+        """Return Redis's URL."""
+        return self.redis.url
 
     def rows(self, query: str, **values: object) -> Sequence[sa.Row[Any]]:
         """Run one query and return its rows."""
@@ -82,9 +87,12 @@ class Service:
         return {one.name: one.pid for one in Ledger(self.data / "run/processes.json").read() if one.alive}
 
     def cpu_seconds(self) -> dict[str, float]:
-        """Return the processor time that each process and its children have used so far, PostgreSQL's too."""
-        used = {name: tree_cpu(pid) for name, pid in self.pids().items()}
-        return used | {"postgres": tree_cpu(self.postgres.pid)}
+        """Return the processor time that each process and its children have used so far, the servers' too."""
+        return {name: tree_cpu(pid) for name, pid in self.roots().items()}
+
+    def roots(self) -> dict[str, int]:
+        """Return the processes by name, the servers too; each may have children."""
+        return self.pids() | {"redis": self.redis.pid} | ({"postgres": self.postgres.pid} if self.postgres else {})
 
     def remains(self) -> list[int]:
         """Return the processes that still run with this service's settings."""
@@ -92,21 +100,22 @@ class Service:
 
 
 @contextmanager
-def running(settings: Mapping[str, object]) -> Iterator[Service]:
+def running(settings: Mapping[str, object], *, sqlite: bool = False) -> Iterator[Service]:
     """Run `stoker up` with these settings (by their names) on fresh servers, until the end of the `with`.
 
-    PostgreSQL syncs to the disk. Raises BenchmarkError when the service does not start, or leaves a process behind.
+    The database syncs to the disk. Raises BenchmarkError when the service does not start, or leaves a process behind.
     """
     with (
-        servers.postgres(fsync=True) as postgres,
+        nullcontext() if sqlite else servers.postgres(fsync=True) as postgres,
         servers.redis(options=REDIS_OPTIONS) as redis,
         tempfile.TemporaryDirectory(prefix="stoker-bench-") as folder,
     ):
         data = Path(folder)
-        given = {"data": data, "database_url": postgres.create("bench"), "redis_url": redis.url, "port": 0, **settings}
+        given = {"data": data, "redis_url": redis.url, "port": 0, **settings}
+        given |= {"database_url": postgres.create("bench")} if postgres else {}
         made = load(**given)
         database = Database(made.database, pool_size=4)
-        service = Service("", data, redis.url, database, postgres, made.served_name)
+        service = Service("", data, redis, database, postgres, made.served_name)
         try:
             with child([sys.executable, "-m", "stoker.cli", "up"], environment(given)) as (process, said):
                 service.said = said
@@ -211,21 +220,26 @@ def pids() -> list[int]:
     return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
 
 
-def tree_cpu(pid: int) -> float:
-    """Return the processor seconds of a process, of its living descendants, and of those it has waited for."""
+def tree(pid: int) -> dict[int, list[str]]:
+    """Return a process and its living descendants, each with the fields of its /proc/PID/stat behind the name."""
     children: dict[int, list[int]] = {}
-    used: dict[int, float] = {}
+    found: dict[int, list[str]] = {}
     for at in pids():
         with suppress(FileNotFoundError, ProcessLookupError):
-            fields = Path("/proc", str(at), "stat").read_text(errors="replace").rpartition(")")[2].split()
-            children.setdefault(int(fields[1]), []).append(at)
-            used[at] = sum(map(int, fields[11:15])) / TICK
-    total, left = 0.0, [pid]
+            found[at] = Path("/proc", str(at), "stat").read_text(errors="replace").rpartition(")")[2].split()
+            children.setdefault(int(found[at][1]), []).append(at)
+    members, left = {}, [pid]
     while left:
         at = left.pop()
-        total += used.get(at, 0.0)
+        if at in found:
+            members[at] = found[at]
         left += children.get(at, [])
-    return total
+    return members
+
+
+def tree_cpu(pid: int) -> float:
+    """Return the processor seconds of a process, of its living descendants, and of those it has waited for."""
+    return sum(sum(map(int, fields[11:15])) for fields in tree(pid).values()) / TICK
 
 
 def _belongs(pid: int, data: Path) -> bool:
