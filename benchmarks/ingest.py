@@ -19,6 +19,7 @@ from benchmarks import ingest_rate, ingest_service, load
 from benchmarks.ingest_rate import Run
 from benchmarks.report import Report, parser
 
+DATABASES = ["PostgreSQL", "SQLite"]
 HEAD = ["form of the lines", "side", "runs", "lines/s, median", "min", "max", "ingest / this"]
 
 
@@ -26,11 +27,14 @@ def main(argv: Sequence[str]) -> None:
     """Measure the rate, then what it does to POSTs and memory."""
     options = _options(argv)
     report = Report("ingest", options)
-    if "rate" in options.parts:
-        _rates(report, "PostgreSQL", options.lines, ingest_rate.on_postgresql(report, options.lines, options.repeats))
-        _rates(report, "SQLite", options.few, ingest_rate.on_sqlite(report, options.few, options.repeats))
-    if "service" in options.parts:
-        for sqlite in (False, True):
+    for database in options.databases:
+        sqlite = database == "SQLite"
+        if "rate" in options.parts:
+            measure, lines = (
+                (ingest_rate.on_sqlite, options.few) if sqlite else (ingest_rate.on_postgresql, options.lines)
+            )
+            _rates(report, database, lines, measure(report, lines, options.repeats))
+        if "service" in options.parts:
             ingest_service.measure(report, sqlite=sqlite)
     report.write()
 
@@ -60,6 +64,7 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
     wanted.add_argument("--few", type=int, default=40_000, help="lines of a run on SQLite")
     wanted.add_argument("--repeats", type=int, default=5)
     wanted.add_argument("--parts", nargs="+", choices=("rate", "service"), default=["rate", "service"])
+    wanted.add_argument("--databases", nargs="+", choices=DATABASES, default=DATABASES)
     wanted.add_argument("--bulk", type=int, default=1_000_000, help="lines of the bulk that is put aside")
     wanted.add_argument("--running", type=int, default=200_000, help="lines of the one that runs at once")
     wanted.add_argument("--rate", type=float, default=25.0, help="POSTs a second")
