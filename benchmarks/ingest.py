@@ -26,7 +26,8 @@ HEAD = ["form of the lines", "side", "runs", "lines/s, median", "min", "max", "i
 def main(argv: Sequence[str]) -> None:
     """Measure the rate, then what it does to POSTs and memory."""
     options = _options(argv)
-    report = Report("ingest", options)
+    # A file of its own: POSTs, measured by themselves, do not take the place of the rates.
+    report = Report("ingest_service" if options.parts == ["service"] else "ingest", options)
     for database in options.databases:
         sqlite = database == "SQLite"
         if "rate" in options.parts:

@@ -109,7 +109,7 @@ class Server:
             self.skip(f"{endpoint} is not among --endpoints")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """Return the server that was named; else start one."""
     given = {name: _option(request.config, name) for name in OPTIONS if name != "table"}
@@ -176,7 +176,7 @@ def _client(server: Server, key: str) -> httpx.Client:
     return httpx.Client(base_url=server.base_url, headers=headers, timeout=60.0)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def api(server: Server) -> Iterator[Api]:
     """Return the server as the first key sees it; what was uploaded is deleted in the end."""
     with _client(server, server.api_key) as client:
@@ -186,14 +186,14 @@ def api(server: Server) -> Iterator[Api]:
             made.ask("DELETE", f"/files/{file_id}")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def other(server: Server) -> Iterator[Api]:
     """Return the server as the key of another owner sees it."""
     with _client(server, server.needs("second_api_key")) as client:
         yield Api(client, server.model, float(server.patience))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def anonymous(server: Server) -> Iterator[Api]:
     """Return the server as somebody without a good key sees it."""
     server.needs("api_key")
@@ -204,32 +204,32 @@ def anonymous(server: Server) -> Iterator[Api]:
 # Batches that many tests look at
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def good(api: Api) -> Ended:
     """Run three lines that succeed."""
     return api.run(*(api.line(name) for name in ("a", "b", "c")), metadata={"run": "good"})
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def mixed(api: Api) -> Ended:
     """Run three lines that succeed between two that the engine refuses."""
     refused = [api.refused_line("bad-1"), api.refused_line("bad-2")]
     return api.run(api.line("a"), refused[0], api.line("b"), refused[1], api.line("c"))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def bad(api: Api) -> Ended:
     """Run two lines that the engine refuses."""
     return api.run(api.refused_line("bad-1"), api.refused_line("bad-2"))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def failed(api: Api) -> Ended:
     """Make a batch that fails its validation."""
     return api.run(api.line("a"), "this is not JSON", api.line("b"))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def cancelled(api: Api, server: Server) -> Ended:
     """Cancel a batch of quick and slow lines once some of them are done."""
     quick, slow = [api.line(f"quick-{n}") for n in range(4)], [api.slow_line(f"slow-{n}") for n in range(4)]

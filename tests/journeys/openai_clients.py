@@ -160,7 +160,8 @@ def install_node(folder: Path) -> Path:
     """Put the pinned openai package and our script into a folder."""
     for name in ("package.json", "package-lock.json", "cycle.mjs"):
         shutil.copy(NODE / name, folder)
-    install = [_NODE, _NPM, "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--prefer-offline"]
+    # This Node brings certificates of its own; it is to trust what the machine trusts.
+    install = [_NODE, "--use-system-ca", _NPM, "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--prefer-offline"]
     ran = subprocess.run(install, cwd=folder, capture_output=True, text=True, check=False, timeout=300)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     return folder
