@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,6 +34,8 @@ def pytest_configure(config: pytest.Config) -> None:
     """Make the tests, and the processes that they start, independent of the settings of whoever runs them."""
     for name in [name for name in os.environ if name.startswith("STOKER_")]:
         del os.environ[name]
+    # A shell starts what runs in the background with Ctrl-C ignored, and every process would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
