@@ -12,10 +12,9 @@ from typing import Any
 import sqlalchemy as sa
 
 from models import bulks
-from models.bulks import BATCH_KIND, PAUSED, table
-from models.db import AnyRow, literal, now
+from models.bulks import BATCH_KIND, table
+from models.db import AnyRow, now
 from models.errors import StokerError
-from models.states import BULK
 
 CLOCK = now().label("clock")
 
@@ -58,9 +57,7 @@ def _mine(held: AnyRow, me: str) -> tuple[sa.ColumnElement[bool], ...]:
 
 def renew(tx: sa.Connection, held: AnyRow, me: str, lease: float) -> None:
     """Stay the holder of a bulk that is still in the same state. Raises Superseded."""
-    same = (*_mine(held, me), table.c.state == held.state)
-    if tx.execute(sa.update(table).where(*same).values(lease_until=now() + lease)).rowcount != 1:
-        raise Superseded(held.id)
+    change(tx, held, me, lease_until=now() + lease)
 
 
 def advance(tx: sa.Connection, held: AnyRow, me: str, lease: float, step: Step) -> AnyRow:
@@ -123,7 +120,7 @@ def duty(row: AnyRow) -> str | None:  # noqa: PLR0911  # one line a duty, in the
         return "expire"
     if state == "cancelling" and open_lines:
         return "cancel"
-    if state == "running" and row.lane_applied != _lane(row):
+    if state == "running" and row.lane_applied != bulks.effective_lane(row):
         return "relane"
     # One that is cancelled before it ran has no lines to account for.
     if state in {"running", "cancelling"} and not row.ingest_done and row.in_progress_at is not None:
@@ -136,10 +133,6 @@ def duty(row: AnyRow) -> str | None:  # noqa: PLR0911  # one line a duty, in the
 def expired(row: AnyRow) -> bool:
     """Tell whether a bulk's time has passed."""
     return bool(row.expires_at is not None and row.expires_at <= row.clock)
-
-
-def _lane(row: AnyRow) -> str:
-    return PAUSED if row.paused_at is not None else str(row.lane)
 
 
 FEWEST_JUDGED = 20
@@ -175,14 +168,3 @@ def outcome(row: AnyRow) -> str:
     if row.state == "cancelling":
         return "cancelled"
     return "expired" if row.expired else "completed"
-
-
-def final(row: AnyRow) -> bool:
-    """Tell whether a bulk has ended."""
-    return row.state in BULK.final
-
-
-def still_open(tx: sa.Connection, bulk_id: str) -> bool:
-    """Tell whether a bulk is there and has not ended."""
-    where = (table.c.id == bulk_id, table.c.deleted_at.is_(None), table.c.state.in_(map(literal, sorted(BULK.open))))
-    return tx.execute(sa.select(sa.exists().where(*where))).scalar_one()

@@ -5,7 +5,7 @@ A snapshot that is held for long keeps every dead row of the queue alive and mak
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import sqlalchemy as sa
 
@@ -15,6 +15,8 @@ from models.db import AnyRow, Database
 _job, _body, _result = jobs.table.c, jobs.bodies.c, results.table.c
 
 LARGEST_PAGE = 500
+BLOCK = 1 << 18
+"""Bytes that are written at once."""
 _ENOUGH = 4_000_000
 """Bytes of answers and requests in a page, about; but one line is always taken."""
 
@@ -98,3 +100,17 @@ def follow(
         left = None if left is None else left - len(rows)
         yield rows
         del rows  # not kept while the next page is read
+
+
+def in_blocks(lines: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield lines in blocks that are worth a write each."""
+    held: list[bytes] = []
+    size = 0
+    for line in lines:
+        held.append(line)
+        size += len(line)
+        if size >= BLOCK:
+            yield b"".join(held)
+            held, size = [], 0
+    if held:
+        yield b"".join(held)

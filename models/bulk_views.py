@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import msgspec
 import sqlalchemy as sa
 
-from models import bulk_lines, bulks, jobs
+from models import bulk_lines, jobs
 from models.bulk_leases import CLOCK
 from models.db import AnyRow
 
@@ -22,11 +22,6 @@ class Seen:
     row: AnyRow
     clock: float
     running: int
-
-
-def get(tx: sa.Connection, owner: str, bulk_id: str) -> Seen:
-    """Return a bulk of this owner as it is now. Raises NotFound."""
-    return of(tx, bulks.get(tx, owner, bulk_id))
 
 
 def of(tx: sa.Connection, row: AnyRow) -> Seen:

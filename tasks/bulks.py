@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import cache
 
 import structlog
@@ -115,9 +116,8 @@ def _stop_early(tending: Tending, held: AnyRow) -> None:
         f"Stopped: {held.failed} of the {held.done} lines that ended have failed, more than the share of "
         f"{held.stop_after_failed:g} that was allowed.",
     )
-    error = {"code": fault.code, "message": fault.message, "param": None, "line": None}
     with tending.database.transaction() as tx:
-        bulk_leases.move(tx, held, tending.me, "cancelling", errors=[*(held.errors or []), error])
+        bulk_leases.move(tx, held, tending.me, "cancelling", errors=[*(held.errors or []), asdict(fault)])
 
 
 def _cancel(tending: Tending, held: AnyRow) -> None:

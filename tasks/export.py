@@ -7,7 +7,7 @@ leaves is swept away like any half-made upload.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import msgspec
@@ -23,7 +23,6 @@ from models.json_text import one_line
 from tasks.tending import Tending
 
 _RENEW_EVERY = 2.0
-_BLOCK = 1 << 18
 _DAY = 86400.0
 
 NEVER_RAN = {
@@ -85,24 +84,10 @@ def _write(tending: Tending, held: AnyRow, *, ok: bool) -> _Written:
         file = files.begin(tx, held.owner, BATCH_OUTPUT)
     size = 0
     with tending.storage.writer(file.key) as out:
-        for block in _blocks(_lines(tending, held, ok=ok)):
+        for block in bulk_results.in_blocks(_lines(tending, held, ok=ok)):
             out.write(block)
             size += len(block)
     return _Written(file, f"batch_{'output' if ok else 'error'}_{held.id.removeprefix('batch_')}.jsonl", size)
-
-
-def _blocks(lines: Iterable[bytes]) -> Iterator[bytes]:
-    """Yield the lines in blocks that are worth a write each."""
-    held: list[bytes] = []
-    size = 0
-    for line in lines:
-        held.append(line)
-        size += len(line)
-        if size >= _BLOCK:
-            yield b"".join(held)
-            held, size = [], 0
-    if held:
-        yield b"".join(held)
 
 
 def _lines(tending: Tending, held: AnyRow, *, ok: bool) -> Iterator[bytes]:

@@ -10,15 +10,15 @@ The next chunk is read while the database takes one: each of the two needs about
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 
 import sqlalchemy as sa
 
 from models import bulk_leases, bulk_lines
-from models.bulk_leases import Step, Superseded
+from models.bulk_leases import Step
 from models.bulk_lines import EndedLine, NewLine, Rows
 from models.bulks import effective_lane
 from models.db import AnyRow
@@ -29,6 +29,7 @@ from tasks.bulk_sources import Taken, rules_of
 from tasks.line_jobs import LineError, LineJob
 from tasks.lines import BadInput
 from tasks.tending import Tending
+from tasks.validation import Fault
 
 FIRST_CHUNK = 200
 """Lines of the first chunk: the engine need not wait for a large one."""
@@ -158,8 +159,7 @@ class _Ingest:
         if problem is None and self._held.total == 0:
             problem = BadInput("empty_file", "The input has no lines.")
         if problem is not None:
-            error = {"code": problem.code, "message": problem.message, "param": None, "line": None}
-            values["errors"] = [*(self._held.errors or []), error]
+            values["errors"] = [*(self._held.errors or []), asdict(Fault(problem.code, problem.message))]
         with self._tending.database.transaction() as tx:
             bulk_leases.change(tx, self._held, self._tending.me, **values)
 
@@ -167,45 +167,50 @@ class _Ingest:
 def end_open(tending: Tending, held: AnyRow, to: str) -> None:
     """Bring a bulk's open jobs to an end state, slice by slice, the front of the queue first."""
     assert to in JOB.final  # noqa: S101  # a programming error
-    behind = 0
-    while True:
-        tending.check()
-        started = time.monotonic()
 
-        def work(tx: sa.Connection, after: int = behind) -> tuple[int, Sequence[str]] | None:
-            ended = bulk_lines.end_slice(tx, held.id, to, after, tending.slice_lines)
-            bulk_leases.renew(tx, held, tending.me, tending.lease)
-            return ended
+    def end(tx: sa.Connection, behind: int) -> tuple[int, Sequence[str]] | None:
+        return bulk_lines.end_slice(tx, held.id, to, behind, tending.slice_lines)
 
-        ended = tending.database.retrying(work)
-        if ended is None:
-            return
-        behind, ids = ended
+    for ids in _by_slices(tending, held, end):
         tending.bell.ended(ids)
-        tending.pause(time.monotonic() - started)
 
 
 def relane(tending: Tending, held: AnyRow) -> None:
     """Put a bulk's waiting jobs into the lane that its owner chose, or aside while it is paused; slice by slice."""
-    lane, behind = effective_lane(held), 0
-    while True:
-        tending.check()
-        started = time.monotonic()
+    lane = effective_lane(held)
 
-        def work(tx: sa.Connection, after: int = behind) -> int | None:
-            moved = bulk_lines.relane_slice(tx, held.id, lane, after, tending.slice_lines)
-            bulk_leases.renew(tx, held, tending.me, tending.lease)
-            return moved
+    def put(tx: sa.Connection, behind: int) -> tuple[int, Sequence[str]] | None:
+        last = bulk_lines.relane_slice(tx, held.id, lane, behind, tending.slice_lines)
+        return None if last is None else (last, ())
 
-        moved = tending.database.retrying(work)
-        if moved is None:
-            break
-        behind = moved
-        tending.pause(time.monotonic() - started)
+    for _ in _by_slices(tending, held, put):
+        pass
     with tending.database.transaction() as tx:
         bulk_leases.change(tx, held, tending.me, lane_applied=lane)
     if held.model:
         tending.bell.collector(held.model)
 
 
-__all__ = ["Superseded", "end_open", "ingest", "relane"]
+def _by_slices(
+    tending: Tending, held: AnyRow, change: Callable[[sa.Connection, int], tuple[int, Sequence[str]] | None]
+) -> Iterator[Sequence[str]]:
+    """Change a bulk's jobs in slices, in the order of the lines; `change` returns the last line and the ids, or None.
+
+    Each slice is fenced: it counts only while the bulk is still ours and in the same state.
+    """
+    behind = 0
+    while True:
+        tending.check()
+        started = time.monotonic()
+
+        def work(tx: sa.Connection, after: int = behind) -> tuple[int, Sequence[str]] | None:
+            changed = change(tx, after)
+            bulk_leases.renew(tx, held, tending.me, tending.lease)
+            return changed
+
+        changed = tending.database.retrying(work)
+        if changed is None:
+            return
+        behind, ids = changed
+        yield ids
+        tending.pause(time.monotonic() - started)

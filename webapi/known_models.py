@@ -14,10 +14,7 @@ import structlog
 from tokenizers import Tokenizer
 
 from models import engines
-from models.calls import estimate
 from models.db import Database
-
-__all__ = ["KnownModel", "KnownModels", "estimate", "texts"]
 
 log = structlog.get_logger("stoker.web")
 

@@ -10,12 +10,11 @@ from typing import Any
 
 from flask import Response, request
 
+from models import bulk_results
 from models.db import AnyRow
 from webapi import result_lines
 from webapi.errors import Problem
 from webapi.files import paced
-
-BLOCK = 256 * 1024
 
 TYPES = {
     "jsonl": "application/x-ndjson",
@@ -61,7 +60,7 @@ def respond(format_: str, pages: Pages, columns: Sequence[str], name: str, heade
 
 def _json_lines(pages: Pages) -> Iterator[bytes]:
     for page in pages:
-        yield from _joined(map(result_lines.json_line, page))
+        yield from bulk_results.in_blocks(map(result_lines.json_line, page))
         del page  # not kept while the next one is read
 
 
@@ -74,23 +73,10 @@ def _csv(pages: Pages, columns: Sequence[str]) -> Iterator[bytes]:
     for page in pages:
         for row in page:
             writer.writerow(result_lines.cells(row, columns))
-            if out.size >= BLOCK:
+            if out.size >= bulk_results.BLOCK:
                 yield out.taken()
         yield out.taken()
         del page
-
-
-def _joined(lines: Iterable[bytes]) -> Iterator[bytes]:
-    """Yield the lines in blocks that are worth a write each."""
-    held: list[bytes] = []
-    size = 0
-    for line in lines:
-        held.append(line)
-        size += len(line)
-        if size >= BLOCK:
-            yield b"".join(held)
-            held, size = [], 0
-    yield b"".join(held)
 
 
 class _Cells:

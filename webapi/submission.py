@@ -10,24 +10,15 @@ import msgspec
 from pydantic import ValidationError
 
 from models import addresses
+from models.calls import ANSWER_LIMITS, CHAT, CONTENT, EMBEDDINGS, SHORT_FORMS, estimate
 from models.jobs import NewJob, Webhook
 from stoker.settings import Settings
 from webapi import schemas
 from webapi.errors import MOST_ERRORS, MOST_NAME, FieldError, Problem, found_by, from_pydantic, invalid
 from webapi.json_body import JsonObject
-from webapi.known_models import KnownModel, KnownModels, estimate, texts
+from webapi.known_models import KnownModel, KnownModels, texts
 from webapi.schemas import OWN_FIELDS, EngineBody, JobRequest
 
-CHAT = "/v1/chat/completions"
-COMPLETIONS = "/v1/completions"
-EMBEDDINGS = "/v1/embeddings"
-RESPONSES = "/v1/responses"
-
-CONTENT = {CHAT: "messages", COMPLETIONS: "prompt", EMBEDDINGS: "input", RESPONSES: "input"}
-"""The field that holds what each endpoint works on."""
-SHORT_FORMS = {"prompt": (CHAT, COMPLETIONS), "messages": (CHAT,), "input": (EMBEDDINGS, RESPONSES)}
-"""The endpoints of each short form, its default first."""
-ANSWER_LIMITS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
 _INSIDE = frozenset({*SHORT_FORMS, "system"})
 
 MOST_SHOWN = 5

@@ -9,11 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from models.calls import estimate
 from models.jobs import NewJob
 from stoker.settings import load
 from webapi.errors import Problem
 from webapi.json_body import parse
-from webapi.known_models import KnownModel, KnownModels, estimate
+from webapi.known_models import KnownModel, KnownModels
 from webapi.submission import job_of
 
 
