@@ -110,6 +110,21 @@ def test_an_error_of_our_own_is_no_outage(database: Database) -> None:
     assert given.states(database, [job_id]) == ["queued"]
 
 
+def test_a_transaction_is_one_after_a_read_on_the_same_connection(postgres_url: str) -> None:
+    """What only reads needs no transaction on PostgreSQL; the pooled connection does not stay like that."""
+    database = Database(postgres_url, pool_size=1)
+    backend = sa.select(sa.func.pg_backend_pid())
+    (job_id,) = given.submitted(database)
+    with database.reading() as tx:
+        read_by = tx.execute(backend).scalar_one()
+    with pytest.raises(ZeroDivisionError), database.transaction() as tx:  # noqa: PT012  # both are the case
+        assert tx.execute(backend).scalar_one() == read_by
+        tx.execute(jobs.table.update().values(lane="bulk"))
+        raise ZeroDivisionError
+    assert given.job(database, job_id).lane != "bulk"
+    database.close()
+
+
 def test_retrying_repeats_for_a_victim_of_a_deadlock(postgres_database: Database) -> None:
     """Two transactions lock two rows crosswise: both end well, one of them at its second try."""
     ids = given.submitted(postgres_database, 2)
