@@ -65,7 +65,10 @@ class Cut:
 
 @dataclass(frozen=True, slots=True)
 class ClaimedJob:
-    """A job that now runs in this worker. `left` is the seconds until it expires, None when it does not."""
+    """A job that now runs in this worker. `left` is the seconds until it expires, None when it does not.
+
+    `waited` is the seconds since it was submitted, `trace` the `traceparent` of its request, None when it has none.
+    """
 
     id: str
     endpoint: str
@@ -74,6 +77,8 @@ class ClaimedJob:
     deferrals: int
     left: float | None
     bulk_id: str | None = None
+    waited: float = 0.0
+    trace: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,24 +135,31 @@ def claim(tx: sa.Connection, mine: Incarnation, ranks: Iterable[int], lease: flo
         chosen = _best_ready(tx, mine.engine, ranks, idle=idle)
         if chosen is None:
             return None
-        values = {
-            "engine_id": mine.engine,
-            "incarnation": mine.id,
-            "claimed_at": now(),
-            "lease_until": now() + lease,
-        }
-        (batch,) = move(tx, "running", table.c.id == chosen, **values)
-        running = jobs.move(
-            tx,
-            "running",
-            jobs.table.c.batch_id == batch.id,
-            jobs.IN_BATCH,
-            attempts=jobs.table.c.attempts + 1,
-            started_at=now(),
-        )
-        if running:
-            return Claimed(batch.id, batch.model, batch.lane, batch.cohort_id, _bodies(tx, batch.id))
-        move(tx, "returned", table.c.id == batch.id)
+        if (claimed := claim_one(tx, mine, chosen, lease)) is not None:
+            return claimed
+
+
+def claim_one(tx: sa.Connection, mine: Incarnation, batch_id: str, lease: float) -> Claimed | None:
+    """Claim this READY batch; returned, and None, when no job of it is open any more."""
+    values = {
+        "engine_id": mine.engine,
+        "incarnation": mine.id,
+        "claimed_at": now(),
+        "lease_until": now() + lease,
+    }
+    (batch,) = move(tx, "running", table.c.id == batch_id, **values)
+    running = jobs.move(
+        tx,
+        "running",
+        jobs.table.c.batch_id == batch.id,
+        jobs.IN_BATCH,
+        attempts=jobs.table.c.attempts + 1,
+        started_at=now(),
+    )
+    if running:
+        return Claimed(batch.id, batch.model, batch.lane, batch.cohort_id, _bodies(tx, batch.id))
+    move(tx, "returned", table.c.id == batch.id)
+    return None
 
 
 def claimable(tx: sa.Connection, engine: str) -> bool:
@@ -188,6 +200,8 @@ def _bodies(tx: sa.Connection, batch_id: str) -> list[ClaimedJob]:
             job.deferrals,
             (job.expires_at - now()).label("left"),
             job.bulk_id,
+            (now() - job.created_at).label("waited"),
+            body.trace,
         )
         .join(jobs.bodies, body.job_id == job.id)
         .where(job.batch_id == batch_id, job.state == literal("running"), jobs.IN_BATCH)
@@ -228,33 +242,6 @@ def give_back(tx: sa.Connection, *where: sa.ColumnElement[bool]) -> list[str]:
             batch_id=None,
         )
     return returned
-
-
-def load(tx: sa.Connection, ids: Iterable[str]) -> dict[str, int]:
-    """Return the number of open jobs in the running batches of each of these engines."""
-    counted = (
-        sa.select(table.c.engine_id, sa.func.count())
-        .join(jobs.table, jobs.table.c.batch_id == table.c.id)
-        .where(
-            table.c.state == literal("running"),
-            table.c.engine_id.in_(list(ids)),
-            jobs.table.c.state == literal("running"),
-            jobs.IN_BATCH,
-        )
-        .group_by(table.c.engine_id)
-    )
-    return {row[0]: row[1] for row in tx.execute(counted)}
-
-
-def ready(tx: sa.Connection, ids: Iterable[str]) -> dict[str, int]:
-    """Return the number of jobs in READY batches that these engines could take, by lane."""
-    served = sa.select(engines.serving.c.model).where(engines.serving.c.engine_id.in_(list(ids)))
-    counted = (
-        sa.select(table.c.lane, sa.func.sum(table.c.size))
-        .where(table.c.state == literal("ready"), table.c.model.in_(served))
-        .group_by(table.c.lane)
-    )
-    return {row[0]: int(row[1]) for row in tx.execute(counted)}
 
 
 def engines_to_ring(tx: sa.Connection, within: float) -> list[str]:

@@ -20,7 +20,7 @@ from models.states import JOB
 _job, _body, _result = jobs.table.c, jobs.bodies.c, results.table.c
 
 _JOB_COLUMNS = (
-    *("id", "line_no", "custom_id", "pos", "model", "endpoint", "tokens"),
+    *("id", "line_no", "custom_id", "pos", "model", "endpoint", "tokens", "prefix"),
     *("owner", "lane", "bulk_id", "created_at", "state", "notify", "attempts", "deferrals", "lone_deaths"),
 )
 _BODY_COLUMNS = ("job_id", "body", "columns", "webhook_include_result")
@@ -37,6 +37,7 @@ class NewLine:
     body: str = field(repr=False)
     tokens: int
     columns: str | None = field(default=None, repr=False)
+    prefix: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +69,7 @@ def rows(dialect: str, bulk: AnyRow, lane: str, lines: Sequence[NewLine], clock:
     if dialect == "postgresql":
         return Rows(_job_texts(ids, lines, pos, same), _body_texts(ids, lines))
     made: list[tuple[object, ...]] = [
-        (ident, line.number, line.custom_id, pos + nth, line.model, line.endpoint, line.tokens, *same)
+        (ident, line.number, line.custom_id, pos + nth, line.model, line.endpoint, line.tokens, line.prefix, *same)
         for nth, (ident, line) in enumerate(zip(ids, lines, strict=True))
     ]
     return Rows(made, [(ident, line.body, line.columns, False) for ident, line in zip(ids, lines, strict=True)])
@@ -106,7 +107,7 @@ def _job_texts(ids: Sequence[str], lines: Sequence[NewLine], pos: int, same: tup
     tail = "\t".join(_text(value) for value in same) + "\n"
     return "".join(
         f"{ident}\t{line.number}\t{_text(line.custom_id)}\t{pos + nth}\t{_text(line.model)}\t{_text(line.endpoint)}"
-        f"\t{line.tokens}\t{tail}"
+        f"\t{line.tokens}\t{line.prefix}\t{tail}"
         for nth, (ident, line) in enumerate(zip(ids, lines, strict=True))
     )
 

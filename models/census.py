@@ -11,23 +11,34 @@ from dataclasses import dataclass
 
 import sqlalchemy as sa
 
-from models import batches, deliveries, engines, jobs
-from models.db import literal, now
+from models import batches, deliveries, engines, jobs, loads
+from models.db import literal, micros, now
+from models.engines import Live
+from models.loads import Running
 
 
 @dataclass(frozen=True, slots=True)
 class Census:
-    """Counts of open jobs (state, lane, model, count), READY batches (model, lane, count), live engines, deliveries."""
+    """Counts of open jobs (state, lane, model, count), READY batches (model, lane, count), deliveries; live engines.
+
+    `ages` has the seconds since the oldest queued job of a model and lane was submitted; cohorts are not looked at.
+    `running` counts the jobs in the live engines.
+    """
 
     jobs: Sequence[tuple[str, str, str, int]]
     ready: Sequence[tuple[str, str, int]]
-    engines: int
+    engines: Sequence[Live]
     deliveries: int
+    ages: Sequence[tuple[str, str, float]] = ()
+    running: Sequence[Running] = ()
 
 
 def take(tx: sa.Connection, live_within: float) -> Census:
     """Count everything; an engine counts as live when it was seen within so many seconds."""
-    return Census(_jobs(tx), _ready(tx), len(engines.live(tx, live_within)), _deliveries(tx))
+    open_jobs, live = _jobs(tx), engines.live(tx, live_within)
+    oldest = ages(tx, sorted({(model, lane) for state, lane, model, _ in open_jobs if state == "queued"}))
+    running = loads.running(tx, [engine.id for engine in live])
+    return Census(open_jobs, _ready(tx), live, _deliveries(tx), oldest, running)
 
 
 def recent_pace(tx: sa.Connection, model: str, within: float = 600.0) -> float | None:
@@ -54,6 +65,32 @@ def _jobs(tx: sa.Connection) -> list[tuple[str, str, str, int]]:
         for state, lane, model, count in tx.execute(groups.group_by(job.state, job.lane, job.model)):
             counted[state, lane, model] += count
     return [(state, lane, model, count) for (state, lane, model), count in sorted(counted.items())]
+
+
+_OLDEST = sa.text(
+    """
+    WITH RECURSIVE hop(owner) AS (
+        SELECT min(owner) FROM jobs
+        WHERE model = :model AND lane = :lane AND state = 'queued' AND cohort_id IS NULL
+        UNION ALL
+        SELECT (SELECT min(owner) FROM jobs
+                WHERE model = :model AND lane = :lane AND state = 'queued' AND cohort_id IS NULL
+                  AND jobs.owner > hop.owner)
+        FROM hop WHERE hop.owner IS NOT NULL
+    )
+    SELECT min((SELECT min(pos) FROM jobs
+                WHERE model = :model AND lane = :lane AND state = 'queued' AND cohort_id IS NULL
+                  AND jobs.owner = hop.owner))
+    FROM hop WHERE hop.owner IS NOT NULL
+    """
+)
+
+
+def ages(tx: sa.Connection, kinds: Sequence[tuple[str, str]]) -> list[tuple[str, str, float]]:
+    """Return the age of the oldest queued job of each (model, lane): by hops, of each owner only the first in line."""
+    clock = tx.execute(sa.select(micros())).scalar_one()
+    oldest = [(*kind, tx.execute(_OLDEST, {"model": kind[0], "lane": kind[1]}).scalar_one()) for kind in kinds]
+    return [(model, lane, max(0.0, (clock - pos) / 1e6)) for model, lane, pos in oldest if pos is not None]
 
 
 def _ready(tx: sa.Connection) -> list[tuple[str, str, int]]:

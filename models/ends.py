@@ -11,6 +11,7 @@ from models import bulks, deliveries, jobs, results
 from models.db import AnyRow, among, now
 from models.errors import AlreadyFinished, NotFound
 from models.jobs import table
+from models.states import JOB
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,3 +112,11 @@ def cancel(tx: sa.Connection, owner: str, job_id: str) -> None:
             raise NotFound("job", job_id)
         raise AlreadyFinished(job_id, state)
     record(tx, [(row, "cancelled", None) for row in moved])
+
+
+def withdraw(tx: sa.Connection, job_id: str) -> bool:
+    """Cancel a job that no engine has begun; False, and nothing is changed, when one has or it has ended."""
+    waiting = sorted(JOB.sources("cancelled") - {"running"})
+    moved = jobs.move(tx, "cancelled", table.c.id == job_id, sources=waiting, finished_at=now())
+    record(tx, [(row, "cancelled", None) for row in moved])
+    return bool(moved)

@@ -6,7 +6,8 @@ that was ever configured or registered: a job for a known model is accepted and 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,7 +39,9 @@ serving = sa.Table(
     metadata,
     sa.Column("engine_id", sa.String(64), primary_key=True),
     sa.Column("model", sa.String(255), primary_key=True),
+    sa.Column("slots", sa.Integer),
 )
+"""`slots`: how many requests of this model run at once; NULL: it shares the engine's with the other models."""
 
 models = sa.Table(
     "models",
@@ -62,6 +65,16 @@ class Incarnation:
     pid: int
     process_group: int
     process_start: str
+
+
+@dataclass(frozen=True, slots=True)
+class Live:
+    """An engine that takes work. For a model with slots of its own (`apart`) only its own jobs take them up."""
+
+    id: str
+    slots: int
+    reserve: int
+    apart: bool = False
 
 
 def predecessor(tx: sa.Connection, engine: str) -> Incarnation | None:
@@ -90,18 +103,27 @@ def register(tx: sa.Connection, mine: Incarnation) -> None:
     _upsert(tx, table, {"id": mine.engine}, values)
 
 
-def go_live(tx: sa.Connection, mine: Incarnation, slots: int, reserve: int, names: Sequence[str]) -> bool:
-    """Open an engine for work. False: a newer incarnation has taken its name."""
-    changed = tx.execute(
-        sa.update(table)
-        .where(table.c.id == mine.engine, table.c.incarnation == mine.id)
-        .values(state="live", slots=slots, reserve=reserve, seen_at=now())
-    )
-    if changed.rowcount == 0:
+def go_live(tx: sa.Connection, mine: Incarnation, slots: int, reserve: int, served: Mapping[str, int | None]) -> bool:
+    """Open an engine for work; `served` has each model's own slots, None where it shares the engine's.
+
+    False: a newer incarnation has taken its name.
+    """
+    return _offer(tx, mine, served, state="live", slots=slots, reserve=reserve)
+
+
+def change(tx: sa.Connection, mine: Incarnation, slots: int, reserve: int, served: Mapping[str, int | None]) -> bool:
+    """Change what a live engine offers, as `go_live` does; one that is leaving stays closed."""
+    return _offer(tx, mine, served, slots=slots, reserve=reserve)
+
+
+def _offer(tx: sa.Connection, mine: Incarnation, served: Mapping[str, int | None], **values: Any) -> bool:
+    ours = (table.c.id == mine.engine, table.c.incarnation == mine.id)
+    if tx.execute(sa.update(table).where(*ours).values(seen_at=now(), **values)).rowcount == 0:
         return False
     tx.execute(sa.delete(serving).where(serving.c.engine_id == mine.engine))
-    if names:
-        tx.execute(sa.insert(serving), [{"engine_id": mine.engine, "model": name} for name in names])
+    if served:
+        rows = [{"engine_id": mine.engine, "model": name, "slots": slots} for name, slots in served.items()]
+        tx.execute(sa.insert(serving), rows)
     return True
 
 
@@ -127,14 +149,23 @@ def leave(tx: sa.Connection, mine: Incarnation, state: str) -> None:
     tx.execute(sa.update(table).where(*mine_only).values(state=state))
 
 
-def live(tx: sa.Connection, within: float, model: str | None = None) -> Sequence[AnyRow]:
-    """Return engines that take work and were seen within so many seconds: (id, slots, reserve), those of one model."""
-    chosen = sa.select(table.c.id, table.c.slots, table.c.reserve).where(
+def live(tx: sa.Connection, within: float, model: str | None = None) -> list[Live]:
+    """Return engines that take work and were seen within so many seconds; with a model, what they have for it."""
+    own = sa.null() if model is None else serving.c.slots
+    chosen = sa.select(table.c.id, table.c.slots, table.c.reserve, own.label("own")).where(
         table.c.state == literal("live"), table.c.seen_at > now() - within
     )
     if model is not None:
         chosen = chosen.join(serving, serving.c.engine_id == table.c.id).where(serving.c.model == model)
-    return tx.execute(chosen.order_by(table.c.id)).all()
+    return [_live(*row) for row in tx.execute(chosen.order_by(table.c.id))]
+
+
+def _live(engine: str, slots: int, reserve: int, own: int | None) -> Live:
+    if own is None:
+        return Live(engine, slots, reserve)
+    # Its part of the reserve, rounded up, but never all that it has.
+    kept = math.ceil(reserve * own / max(1, slots))
+    return Live(engine, own, min(kept, max(0, own - 1)), apart=True)
 
 
 def remember(tx: sa.Connection, name: str, max_model_len: int | None, tokenizer: str | None) -> None:
@@ -146,6 +177,17 @@ def remember(tx: sa.Connection, name: str, max_model_len: int | None, tokenizer:
         "removed_at": None,
     }
     _upsert(tx, models, {"name": name}, values)
+
+
+def served(tx: sa.Connection, within: float) -> Sequence[AnyRow]:
+    """Return the models of the engines that take work and were seen within so many seconds, by name.
+
+    Each is (name, max_model_len, registered_at).
+    """
+    alive = sa.select(serving.c.model).join(table, table.c.id == serving.c.engine_id)
+    alive = alive.where(table.c.state == literal("live"), table.c.seen_at > now() - within)
+    chosen = sa.select(models.c.name, models.c.max_model_len, models.c.registered_at).where(models.c.name.in_(alive))
+    return tx.execute(chosen.order_by(models.c.name)).all()
 
 
 def known(tx: sa.Connection) -> dict[str, AnyRow]:

@@ -18,7 +18,7 @@ _job, _body, _result = jobs.table.c, jobs.bodies.c, results.table.c
 class Ending:
     """How a job, or (with `counts`) a bulk, ended.
 
-    It never changes, so an event built from it is the same at each try. `answer` is JSON text.
+    It never changes, so an event built from it is the same at each try. `answer` is JSON text, `trace` a `traceparent`.
     """
 
     job_id: str
@@ -29,13 +29,18 @@ class Ending:
     message: str | None = field(repr=False)
     answer: str | None = field(repr=False)
     counts: Mapping[str, int] | None = None
+    trace: str | None = None
 
 
-def endings(tx: sa.Connection, claimed: Iterable[Delivery]) -> dict[str, Ending]:
-    """Return the ends of the deliveries' jobs and bulks by id, answers only where they are to be sent."""
+def endings(tx: sa.Connection, claimed: Iterable[Delivery], *, traced: bool = False) -> dict[str, Ending]:
+    """Return the ends of the deliveries' jobs and bulks by id: answers only where they are to be sent.
+
+    The jobs' traces only with `traced`: on SQLite they lie behind the bodies.
+    """
     chosen = list(claimed)
     of_bulks = {delivery.job_id for delivery in chosen if not delivery.event.startswith("job.")}
-    return _of_jobs(tx, [one for one in chosen if one.job_id not in of_bulks]) | _of_bulks(tx, of_bulks)
+    of_jobs = [one for one in chosen if one.job_id not in of_bulks]
+    return _of_jobs(tx, of_jobs, traced=traced) | _of_bulks(tx, of_bulks)
 
 
 def _of_bulks(tx: sa.Connection, ids: Iterable[str]) -> dict[str, Ending]:
@@ -52,13 +57,14 @@ def _of_bulk(row: AnyRow) -> Ending:
     return Ending(row.id, row.state, row.model, row.metadata, first["code"], first["message"], None, counts)
 
 
-def _of_jobs(tx: sa.Connection, chosen: list[Delivery]) -> dict[str, Ending]:
+def _of_jobs(tx: sa.Connection, chosen: list[Delivery], *, traced: bool) -> dict[str, Ending]:
     if not chosen:
         return {}
     with_answer = {delivery.job_id for delivery in chosen if delivery.include_result}
     answer = sa.case((among(_job.id, with_answer), _result.body), else_=None) if with_answer else sa.null()
+    told = (_job.id, _job.state, _job.model, _body.metadata, _result.error_code, _result.error_message)
     found = (
-        sa.select(_job.id, _job.state, _job.model, _body.metadata, _result.error_code, _result.error_message, answer)
+        sa.select(*told, answer, sa.null(), _body.trace if traced else sa.null())
         .join(jobs.bodies, _body.job_id == _job.id)
         .outerjoin(results.table, _result.job_id == _job.id)
         .where(among(_job.id, {delivery.job_id for delivery in chosen}))

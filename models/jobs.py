@@ -40,10 +40,11 @@ table = sa.Table(
     sa.Column("bulk_id", Id),
     sa.Column("line_no", sa.BigInteger),
     sa.Column("custom_id", sa.Text),
+    sa.Column("prefix", sa.BigInteger, nullable=False, server_default=sa.text("0")),
 )
 """`pos` is the queue position (microseconds), `tokens` an estimate for the batch bounds, `lone_deaths` how often the
-engine died while this job ran alone; `line_no` and `custom_id` say which line of its bulk it is; times are seconds by
-the database's clock."""
+engine died while this job ran alone; `line_no` and `custom_id` say which line of its bulk it is; `prefix` is the same
+for prompts that begin alike, 0 where that is not known; times are seconds by the database's clock."""
 
 bodies = sa.Table(
     "bodies",
@@ -55,8 +56,9 @@ bodies = sa.Table(
     sa.Column("webhook_include_result", sa.Boolean, nullable=False),
     sa.Column("body", sa.Text, nullable=False),  # nearly last: SQLite walks over all of it to what lies behind
     sa.Column("columns", sa.Text),
+    sa.Column("trace", sa.Text),  # where a migration can put it: it is read beside the body, or where traces are wanted
 )
-"""`columns`: the other cells of a CSV line, as a JSON object."""
+"""`columns`: the other cells of a CSV line, as a JSON object. `trace`: its `traceparent` (models/traces.py)."""
 
 _QUEUED = sa.text("state = 'queued' AND cohort_id IS NULL")
 _LINE = (table.c.model, table.c.lane, table.c.owner, table.c.pos)
@@ -111,9 +113,11 @@ class NewJob:
     body: str = field(repr=False)
     lane: str = "standard"
     tokens: int = 1
+    prefix: int = 0
     metadata: Mapping[str, str] | None = field(default=None, repr=False)
     webhook: Webhook | None = None
     expires_in: float | None = None
+    trace: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +173,10 @@ _insert_job = (
         lone_deaths=0,
         created_at=now(),
         expires_at=now() + sa.bindparam("expires_in", type_=sa.Double),
-        **{name: sa.bindparam(name) for name in ("id", "owner", "model", "lane", "endpoint", "tokens", "notify")},
+        **{
+            name: sa.bindparam(name)
+            for name in ("id", "owner", "model", "lane", "endpoint", "tokens", "prefix", "notify")
+        },
     )
     .returning(table.c.id, table.c.created_at, table.c.expires_at)
 )
@@ -194,6 +201,7 @@ def submit(tx: sa.Connection, new: NewJob) -> Stored:
         "lane": new.lane,
         "endpoint": new.endpoint,
         "tokens": new.tokens,
+        "prefix": new.prefix,
         "notify": hook is not None,
         "expires_in": new.expires_in,
     }
@@ -204,6 +212,7 @@ def submit(tx: sa.Connection, new: NewJob) -> Stored:
         "webhook_url_": hook and hook.url,
         "webhook_secret_": (hook and hook.secret) or None,
         "webhook_include_result_": hook is not None and hook.include_result,
+        "trace_": new.trace or None,
     }
     if tx.dialect.name == "postgresql":
         return Stored(*tx.execute(_insert_both, job | body).one())

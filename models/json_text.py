@@ -27,15 +27,16 @@ class BadCharacter(NamedTuple):
         return f"a text has a {self.code.replace('_', ' ').replace('nul', 'NUL')} (byte {self.at})"
 
 
-def bad_character(raw: bytes) -> BadCharacter | None:
-    """Return the first escape of a character that is refused, None when there is none.
+def bad_character(raw: bytes, *, nul: bool = False) -> BadCharacter | None:
+    """Return the first escape of a character that is refused, None when there is none; with `nul` a NUL is not.
 
-    Raw ones are no JSON; escaped ones are, but PostgreSQL stores neither, and no tokenizer knows them.
+    Raw ones are no JSON; escaped ones are, but PostgreSQL stores neither once they are decoded, and no tokenizer knows
+    surrogates. A NUL it does: what is only handed on, as it was written, may have one.
     """
     if b"\\u" not in raw:
         return None
     for escape in _ESCAPES.finditer(raw):
-        if escape[1]:
+        if escape[1] and not (nul and escape[1] == b"u0000"):
             return BadCharacter("nul_character" if escape[1] == b"u0000" else "lone_surrogate", escape.start())
     return None
 

@@ -53,12 +53,13 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A queued job as the policy sees it. `pos` is in microseconds."""
+    """A queued job as the policy sees it. `pos` is in microseconds; `prefix` is 0 where nothing is known of it."""
 
     id: str
     owner: str
     tokens: int
     pos: int
+    prefix: int = 0
 
 
 def lock(tx: sa.Connection, model: str) -> dict[str, Turn]:
@@ -99,7 +100,7 @@ def candidates(tx: sa.Connection, model: str, lane: str, last_owner: str, most: 
         return _candidates_postgresql(tx, model, lane, last_owner, most)
     owners = _owners_sqlite(tx, model, lane, last_owner, most)
     depth = _depth(most, len(owners))
-    columns = (_job.id, _job.owner, _job.tokens, _job.pos)
+    columns = (_job.id, _job.owner, _job.tokens, _job.pos, _job.prefix)
     lines = (
         sa.select(*columns).where(*_waiting_jobs(model, lane), _job.owner == owner).order_by(_job.pos).limit(depth)
         for owner in owners
@@ -160,8 +161,8 @@ _CANDIDATES = sa.text(
         SELECT owner, nth, CASE WHEN total >= :most THEN 1 ELSE least(:most, :read / total) END AS depth
         FROM (SELECT owner, nth, count(*) OVER () AS total FROM owners) numbered
     )
-    SELECT line.id, counted.owner, line.tokens, line.pos FROM counted CROSS JOIN LATERAL (
-        SELECT id, tokens, pos FROM jobs
+    SELECT line.id, counted.owner, line.tokens, line.pos, line.prefix FROM counted CROSS JOIN LATERAL (
+        SELECT id, tokens, pos, prefix FROM jobs
         WHERE model = :model AND lane = :lane AND state = 'queued' AND cohort_id IS NULL AND owner = counted.owner
         ORDER BY pos LIMIT counted.depth) line
     ORDER BY counted.nth, line.pos

@@ -57,11 +57,21 @@ class Filters:
 
 def get(tx: sa.Connection, owner: str, job_id: str) -> AnyRow:
     """Return one job with its result. Raises NotFound."""
-    found = sa.select(*_COLUMNS, _result.body).select_from(_SOURCE).where(_job.id == job_id, _job.owner == owner)
-    row = tx.execute(found).one_or_none()
+    row = find(tx, owner, job_id)
     if row is None:
         raise NotFound("job", job_id)
     return row
+
+
+def find(tx: sa.Connection, owner: str, job_id: str) -> AnyRow | None:
+    """Return one job with its result, None when there is none such."""
+    found = sa.select(*_COLUMNS, _result.body).select_from(_SOURCE).where(_job.id == job_id, _job.owner == owner)
+    return tx.execute(found).one_or_none()
+
+
+def body(tx: sa.Connection, job_id: str) -> str:
+    """Return what a job asks its engine for."""
+    return str(tx.execute(sa.select(_body.body).where(_body.job_id == job_id)).scalar_one())
 
 
 def page(
@@ -111,6 +121,11 @@ def queue_position(tx: sa.Connection, row: AnyRow, most: int = 1000) -> int | No
         .subquery()
     )
     return tx.execute(sa.select(sa.func.count()).select_from(ahead)).scalar_one()
+
+
+def states(tx: sa.Connection, ids: Iterable[str]) -> dict[str, str]:
+    """Return the state of each of these jobs that exists."""
+    return {row[0]: row[1] for row in tx.execute(sa.select(_job.id, _job.state).where(among(_job.id, ids)))}
 
 
 def ended(tx: sa.Connection, ids: Iterable[str]) -> set[str]:

@@ -13,7 +13,7 @@ esac
 # No header, index or find-links: the lock names no machine and no host.
 unset UV_FIND_LINKS
 .uv/bin/uv --quiet pip compile pyproject.toml \
-    --extra local --extra postgres --extra parquet --extra demo --extra dev "$@" \
+    --extra local --extra postgres --extra parquet --extra otel --extra demo --extra dev "$@" \
     --overrides "requirements/overrides-$backend.txt" --universal --python-version 3.11 \
     --generate-hashes --no-header --no-emit-index-url --no-emit-find-links \
     --output-file "requirements/$backend.txt"

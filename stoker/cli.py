@@ -56,7 +56,7 @@ def up(
         str | None, typer.Option(envvar="STOKER_REDIS_URL", help="Redis to use.  [default: the bundled one]")
     ] = None,
     engine: Annotated[
-        str | None, typer.Option(envvar="STOKER_ENGINE", help="vllm, or fake for trials.  [default: vllm]")
+        str | None, typer.Option(envvar="STOKER_ENGINE", help="vllm, upstream, or fake for trials.  [default: vllm]")
     ] = None,
     model: Annotated[
         str | None,
@@ -90,6 +90,46 @@ def up(
     with settings_errors():
         try:
             status = run(given, say)
+        except UpError as error:
+            fail(str(error), error.status)
+    give_up_output()
+    raise typer.Exit(status)
+
+
+@app.command(
+    epilog="Examples:\n\n  stoker engine embed --model BAAI/bge-small-en-v1.5\n\n  "
+    "STOKER_UPSTREAMS=http://10.0.0.5:8000 stoker engine router --engine upstream"
+)
+def engine(
+    name: Annotated[str, typer.Argument(help="A name of its own, which it keeps over restarts.")],
+    *,
+    engine: Annotated[str | None, typer.Option(envvar="STOKER_ENGINE", help="vllm, upstream or fake.")] = None,
+    model: Annotated[str | None, typer.Option(envvar="STOKER_MODEL", help="Hugging Face id or folder.")] = None,
+    model_name: Annotated[
+        str | None, typer.Option(envvar="STOKER_MODEL_NAME", help="Name that clients ask for.")
+    ] = None,
+    data: DataOption = None,
+    database_url: DatabaseOption = None,
+    redis_url: Annotated[
+        str | None, typer.Option(envvar="STOKER_REDIS_URL", help="Redis of the service.  [default: that of --data]")
+    ] = None,
+) -> None:
+    """Run one more engine for a service that runs: another model, GPU or machine. Until Ctrl-C."""
+    from stoker.one_engine import run
+    from stoker.running import UpError
+
+    options = {
+        "engine_name": name,
+        "engine": engine,
+        "model": model,
+        "model_name": model_name,
+        "data": data,
+        "database_url": database_url,
+        "redis_url": redis_url,
+    }
+    with settings_errors():
+        try:
+            status = run({key: value for key, value in options.items() if value not in {None, ""}}, tell)
         except UpError as error:
             fail(str(error), error.status)
     give_up_output()

@@ -101,7 +101,7 @@ class Running:
             "web": self._web_answers,
             "engine": lambda: self._engine_live(database),
         }
-        self.say(f"engine: loading {self.settings.served_name} ({self.settings.engine})")
+        self.say(f"engine: loading {self.settings.served_name or 'its models'} ({self.settings.engine})")
         with closing(Database(self.settings.database, pool_size=1)) as database:
             while waiting and not self.signals.asked:
                 self._tend(_LOOK_EVERY)

@@ -5,18 +5,27 @@ Nothing else reads the environment. A bad value stops the start with one line th
 
 from __future__ import annotations
 
-import base64
-import ipaddress
-import re
-from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from stoker.setting_types import (
+    DatabaseUrl,
+    Delays,
+    Networks,
+    Place,
+    Prefixes,
+    Secrets,
+    Servers,
+    Windows,
+    listed,
+)
+
 Lane = Literal["realtime", "standard", "bulk"]
+Policy = Literal["fixed", "token_budget", "bucketed", "adaptive"]
 LANES: tuple[Lane, ...] = ("realtime", "standard", "bulk")
 """In the order they are served."""
 
@@ -25,65 +34,7 @@ class SettingsError(Exception):
     """A setting is missing or wrong; the text names the variable and what is allowed."""
 
 
-def _listed(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",") if part.strip()]
-
-
-def _is_secret(text: str) -> bool:
-    """Tell whether a text is a signing secret, as strictly as `models.secrets`, which must not be imported here."""
-    if not text.startswith("whsec_"):
-        return False
-    try:
-        return 24 <= len(base64.b64decode(text.removeprefix("whsec_"), validate=True)) <= 64  # noqa: PLR2004  # bytes
-    except ValueError:
-        return False
-
-
-def _is_place(url: str, *schemes: str) -> bool:
-    """Tell whether a URL names a bucket or folder, in one spelling and without credentials."""
-    scheme, _, rest = url.partition("://")
-    if scheme not in schemes or rest.startswith("/") != (scheme == "file") or not rest:
-        return False
-    return not any(sign in rest for sign in "@?#\\") and not {".", ".."} & set(rest.split("/"))
-
-
-_WINDOW = re.compile(r"none|[1-9][0-9]{0,5}[smhd]")
-_DATABASE = re.compile(r"(postgresql|postgres|sqlite)[+:]|$")
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_BUCKETS = ("s3", "gs", "az")
-_PLACE = "must be a folder, or s3://, gs:// or az:// with a bucket; credentials are read from the environment"
-_PREFIXES = "must be prefixes like s3://bucket/in/, gs://, az:// or file:///data/, without credentials"
-_DELAYS = "needs at least one number of seconds, none below 0"
-_SIGNS = (
-    "must be whsec_ and the base64 of 24 to 64 bytes, or several such, separated by spaces "
-    "(make one with `stoker keys webhook-secret`)"
-)
-
-
-def _text(good: Callable[[str], object], else_say: str) -> AfterValidator:
-    def check(value: str) -> str:
-        if not good(value):
-            raise ValueError(else_say)
-        return value
-
-    return AfterValidator(check)
-
-
-def _each(good: Callable[[str], object]) -> Callable[[str], bool]:
-    return lambda text: all(good(part) for part in _listed(text))
-
-
-def _good_secrets(text: str) -> bool:
-    return text == "" or (text.split() != [] and all(map(_is_secret, text.split())))
-
-
-Secrets = Annotated[str, _text(_good_secrets, _SIGNS)]
-Delays = Annotated[str, _text(lambda text: text.strip() and all(float(x) >= 0 for x in text.split(",")), _DELAYS)]
-Networks = Annotated[str, _text(_each(lambda part: ipaddress.ip_network(part, strict=False)), "")]
-DatabaseUrl = Annotated[str, _text(_DATABASE.match, "must be a postgresql:// or sqlite:/// URL")]
-Place = Annotated[str, _text(lambda text: "://" not in text or _is_place(text, *_BUCKETS), _PLACE)]
-Prefixes = Annotated[str, _text(_each(lambda part: _is_place(part, *_BUCKETS, "file")), _PREFIXES)]
-Windows = Annotated[str, _text(_each(_WINDOW.fullmatch), "must be durations like 30m or 7d, or none")]
 
 
 class LaneRules(BaseModel):
@@ -91,6 +42,7 @@ class LaneRules(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
+    policy: Policy
     largest: int = Field(ge=1, le=100_000)
     max_tokens: int = Field(ge=1)
     wait: float = Field(ge=0, le=60)
@@ -108,17 +60,22 @@ class Settings(BaseSettings):
     database_url: DatabaseUrl = Field("", description="PostgreSQL or SQLite URL; empty: SQLite in the data folder.")
     redis_url: str = Field("redis://127.0.0.1:6379/0", description="Redis: the broker and the wake-up channel.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
+    metrics_port: int = Field(0, ge=0, le=65535, description="Port of a worker's own metrics, in containers; 0: none.")
 
     # The web server
     host: str = Field("127.0.0.1", description="Address to listen on; other than loopback needs an API key.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
-    web_threads: int = Field(256, ge=8, le=4096, description="Threads of each web process.")
+    web_threads: int = Field(3072, ge=8, le=16384, description="Threads of each web process, at most.")
     web_workers: int = Field(1, ge=1, le=64, description="Web processes.")
-    max_body_bytes: int = Field(20_000_000, ge=1000, description="Largest request body of POST /v1/jobs.")
-    max_waiters: int = Field(128, ge=0, description="Requests a process holds for ?wait=; beyond it: 503.")
+    max_body_bytes: int = Field(20_000_000, ge=1000, description="Largest JSON body of a request.")
+    wait_for: float = Field(30.0, gt=0, description="Seconds an interactive request may wait for an engine; then: 503.")
+    stream_keep: float = Field(600.0, ge=1, description="Seconds that the tokens of a stream can be read again.")
+    stream_stall: float = Field(30.0, gt=0, description="Seconds that a client may read nothing of its stream.")
+    max_waiters: int = Field(2048, ge=0, description="Waiting clients and streams a web process holds; beyond it: 503.")
+    max_uploads: int = Field(32, ge=1, description="Uploads that a web process takes at once; beyond it: 503.")
 
     # Models and the engine
-    engine: Literal["vllm", "fake"] = Field("vllm", description="What runs batches.")
+    engine: Literal["vllm", "upstream", "fake"] = Field("vllm", description="What runs batches.")
     engine_name: str = Field("engine", pattern=r"^[A-Za-z0-9_.-]{1,64}$", description="Stable name of this engine.")
     model: str = Field(
         "", description="Hugging Face id or folder that vLLM loads; empty: the demo model (`stoker up` only)."
@@ -129,8 +86,21 @@ class Settings(BaseSettings):
     max_model_len: int | None = Field(None, ge=16, description="vLLM's --max-model-len; empty: the model's own.")
     engine_args: str = Field("", description="Any other vLLM flags, as on its command line.")
     engine_slots: int | None = Field(None, ge=1, description="Requests in the engine at once; empty: its own limit.")
-    engine_threads: int = Field(64, ge=2, le=1024, description="Batches in flight on one engine, at most.")
+    engine_threads: int = Field(64, ge=2, le=1024, description="Batches on one engine at once, realtime not counted.")
     start_timeout: float = Field(900.0, gt=0, description="Seconds an engine may take to load.")
+    batches_in_flight: int | None = Field(
+        None, ge=1, description="Batches on one engine at once; empty: as many as it has room for; 1: static batching."
+    )
+    upstreams: Servers = Field("", description="Engine upstream: URLs of OpenAI-compatible servers, by commas.")
+    upstreams_file: Path | None = Field(
+        None, description="Engine upstream: JSON file with more of them, read again whenever it changes."
+    )
+    upstream_max_connections: int | None = Field(
+        None, ge=1, le=10_000, description="Requests at once on each upstream; empty: found by measuring."
+    )
+    upstream_api_key: str = Field("", repr=False, description="API key for upstreams that have no own.")
+    upstream_check_every: float = Field(10.0, gt=0, description="Seconds between two checks of an upstream.")
+    upstream_connect_timeout: float = Field(5.0, gt=0, description="Seconds to connect to an upstream.")
     fake_slots: int = Field(256, ge=1, description="Fake engine: requests at once.")
     fake_base_ms: float = Field(0.0, ge=0, description="Fake engine: milliseconds that any batch of requests takes.")
     fake_token_ms: float = Field(0.0, ge=0, description="Fake engine: milliseconds a word takes at batch size 1.")
@@ -138,13 +108,18 @@ class Settings(BaseSettings):
     fake_log: Path | None = Field(None, description="Fake engine: file that gets one line for each start of a job.")
 
     # Lanes: sizes in jobs and tokens, waits in seconds
+    realtime_policy: Policy = Field(
+        "fixed", description="Realtime lane: how its batches are chosen (docs/policies.md)."
+    )
     realtime_batch: int = Field(8, ge=1, description="Realtime lane: largest batch.")
     realtime_tokens: int = Field(65_536, ge=1, description="Realtime lane: most tokens in a batch.")
     realtime_wait: float = Field(0.0, ge=0, le=60, description="Realtime lane: wait for company, engine idle.")
+    standard_policy: Policy = Field("fixed", description="Standard lane: how its batches are chosen.")
     standard_batch: int = Field(32, ge=1, description="Standard lane: largest batch.")
     standard_tokens: int = Field(262_144, ge=1, description="Standard lane: most tokens in a batch.")
     standard_wait: float = Field(0.05, ge=0, le=60, description="Standard lane: wait for company.")
     standard_share: float = Field(0.2, ge=0, le=1, description="Standard lane: its share while realtime is full.")
+    bulk_policy: Policy = Field("fixed", description="Bulk lane: how its batches are chosen.")
     bulk_batch: int = Field(128, ge=1, description="Bulk lane: largest batch.")
     bulk_tokens: int = Field(1_048_576, ge=1, description="Bulk lane: most tokens in a batch.")
     bulk_wait: float = Field(0.5, ge=0, le=60, description="Bulk lane: wait for company.")
@@ -219,13 +194,13 @@ class Settings(BaseSettings):
     @cached_property
     def windows(self) -> dict[str, float | None]:
         """Return the seconds of each completion window that a batch may ask for; None: it never expires."""
-        named = ["24h", *_listed(self.batch_windows)]
+        named = ["24h", *listed(self.batch_windows)]
         return {name: None if name == "none" else int(name[:-1]) * _UNITS[name[-1]] for name in named}
 
     @cached_property
     def input_prefixes(self) -> tuple[str, ...]:
         """Return the prefixes of the URLs that a bulk's input may be read from."""
-        return tuple(_listed(self.input_urls))
+        return tuple(listed(self.input_urls))
 
     @property
     def broker_options(self) -> dict[str, object]:
@@ -247,8 +222,11 @@ class Settings(BaseSettings):
 
     @cached_property
     def served_name(self) -> str:
-        """Return the name that clients ask for."""
-        if self.model_name:
+        """Return the name that clients ask for, and get when they name none; `""`: they must name one.
+
+        Upstreams tell their models themselves: of those only the operator can say which is the usual one.
+        """
+        if self.model_name or self.engine == "upstream":
             return self.model_name
         if self.engine == "fake":
             return self.model or "fake"
@@ -262,6 +240,7 @@ class Settings(BaseSettings):
         least_busy = {"realtime": 0.005}
         return {
             lane: LaneRules(
+                policy=getattr(self, f"{lane}_policy"),
                 largest=getattr(self, f"{lane}_batch"),
                 max_tokens=getattr(self, f"{lane}_tokens"),
                 wait=getattr(self, f"{lane}_wait"),
@@ -279,7 +258,7 @@ class Settings(BaseSettings):
     @cached_property
     def webhook_networks(self) -> tuple[str, ...]:
         """Return the internal networks that webhooks may reach."""
-        return tuple(_listed(self.webhook_allow_cidrs))
+        return tuple(listed(self.webhook_allow_cidrs))
 
 
 def load(**overrides: object) -> Settings:

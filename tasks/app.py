@@ -6,12 +6,14 @@ takes the place of redelivery), and losing one costs time, never a job.
 
 from __future__ import annotations
 
+import os
 import threading
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 from celery import Celery, signals
+from prometheus_client import start_http_server
 
 from models.db import Database
 from models.errors import DatabaseUnavailable
@@ -100,6 +102,14 @@ def context() -> Context:
     """Return this process's settings and database; opened at the first call."""
     with _lock:
         return _context()
+
+
+@signals.worker_init.connect
+def _show_metrics(**_: Any) -> None:
+    """Serve what this process counts, unless the web server's page has it."""
+    port = _settings().metrics_port
+    if port and not os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
+        start_http_server(port)
 
 
 @signals.setup_logging.connect

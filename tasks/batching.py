@@ -7,10 +7,12 @@ themselves; the time bound of a lane only limits how long an underfilled batch m
 from __future__ import annotations
 
 import math
-from collections import defaultdict, deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
+
+from tasks import policies
+from tasks.policies import Limits, Queued
 
 Reason = Literal["full", "waited", "room"]
 
@@ -18,22 +20,11 @@ _SLIVER = 8
 """A busy engine's batches are at least this part of its slots: one job at a time would cost a claim each."""
 
 
-class Queued(Protocol):
-    """A queued job, as far as a policy looks at it. `pos` is in microseconds, `tokens` an estimate."""
-
-    @property
-    def id(self) -> str: ...  # noqa: D102
-    @property
-    def owner(self) -> str: ...  # noqa: D102
-    @property
-    def tokens(self) -> int: ...  # noqa: D102
-    @property
-    def pos(self) -> int: ...  # noqa: D102
-
-
 class Rules(Protocol):
-    """The bounds of a lane: jobs, tokens, seconds to wait for company (engine idle, and not), guaranteed share."""
+    """A lane's policy, bounds (jobs, tokens), seconds to wait for company (engine idle, and not), guaranteed share."""
 
+    @property
+    def policy(self) -> str: ...  # noqa: D102
     @property
     def largest(self) -> int: ...  # noqa: D102
     @property
@@ -48,16 +39,17 @@ class Rules(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """An engine and what it is doing: `running` counts the open jobs of its running batches."""
+    """An engine and what it is doing: `running` counts the open jobs of its running batches, `realtime` its lane's."""
 
     slots: int
     reserve: int
     running: int
+    realtime: int
 
     @property
     def idle(self) -> bool:
-        """Tell whether nothing runs there."""
-        return self.running == 0
+        """Tell whether nothing runs there, though something could."""
+        return self.running == 0 and self.slots > 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,18 +81,17 @@ class Wait:
 def room(loads: Iterable[Load], ready: Mapping[str, int], lane: str, backlog: float) -> Room:
     """Return the room for a lane: free slots and a small backlog of each engine, less what lies READY.
 
-    Realtime may use every slot and does not count the READY of the lanes below, which it overtakes; the others leave
-    each engine's reserve free. READY holds at most one engine's slots.
+    Realtime may use every slot and counts nothing of the lanes below: it overtakes what is READY, and an engine that is
+    full of theirs lets it in first. The others leave each engine's reserve free. READY holds at most one engine's slots
+    of a model: a model whose backlog fills it leaves the others theirs.
     """
     loads = list(loads)
     if not loads:
         return Room(0, idle=False)
     realtime = lane == "realtime"
     waiting = ready.get(lane, 0) if realtime else sum(ready.values())
-    free = sum(
-        load.slots - (0 if realtime else load.reserve) - load.running + math.ceil(load.slots * backlog)
-        for load in loads
-    )
+    taken = sum(load.realtime if realtime else load.reserve + load.running for load in loads)
+    free = sum(load.slots + math.ceil(load.slots * backlog) for load in loads) - taken
     largest_engine = max(load.slots for load in loads)
     jobs = min(free, largest_engine) - waiting
     idle = waiting == 0 and any(load.idle for load in loads)
@@ -129,43 +120,20 @@ def owe(
     return new
 
 
-def interleave(candidates: Sequence[Queued]) -> list[Queued]:
-    """Let owners take turns: one job each, round after round; owners in the order they come, their jobs by position."""
-    lines: dict[str, deque[Queued]] = defaultdict(deque)
-    for job in candidates:
-        lines[job.owner].append(job)
-    mixed: list[Queued] = []
-    while lines:
-        for owner in list(lines):
-            mixed.append(lines[owner].popleft())
-            if not lines[owner]:
-                del lines[owner]
-    return mixed
-
-
-def fill(candidates: Sequence[Queued], most: int, max_tokens: int) -> list[Queued]:
-    """Take jobs in turn up to `most` and `max_tokens`; a job that is too large for any batch goes alone."""
-    taken: list[Queued] = []
-    tokens = 0
-    for job in interleave(candidates):
-        if len(taken) == most or (taken and tokens + job.tokens > max_tokens):
-            break
-        taken.append(job)
-        tokens += job.tokens
-    return taken
-
-
-def plan(candidates: Sequence[Queued], space: Room, rules: Rules, *, now: float, cut_at: float) -> Batch | Wait:
+def plan(  # a decision has these facts
+    candidates: Sequence[Queued], space: Room, rules: Rules, limits: Limits, *, now: float, cut_at: float
+) -> Batch | Wait:
     """Decide on a lane's next batch: cut it now, or wait for company, or for room.
 
-    `now` and `cut_at` (the lane's last batch) are seconds on the clock that positions were taken from.
+    `limits` are those of the lane's policy (`policies.limits`). `now` and `cut_at` (the lane's last batch) are seconds
+    on the clock that positions were taken from.
     """
     if not candidates or space.jobs < 1:
         return Wait(None)
-    taken = fill(candidates, min(rules.largest, space.jobs), rules.max_tokens)
+    taken, last_owner = policies.take(rules.policy, candidates, limits.most, rules.max_tokens)
     tokens = sum(job.tokens for job in taken)
     more = len(candidates) > len(taken)
-    if len(taken) >= rules.largest or (more and tokens >= rules.max_tokens // 2):
+    if len(taken) >= limits.full or (more and tokens >= rules.max_tokens // 2):
         reason: Reason = "full"
     elif more and (space.idle or len(taken) >= space.least):
         reason = "room"
@@ -177,4 +145,4 @@ def plan(candidates: Sequence[Queued], space: Room, rules: Rules, *, now: float,
         if left > 0:
             return Wait(left)
         reason = "waited"
-    return Batch([job.id for job in taken], taken[-1].owner, tokens, reason)
+    return Batch([job.id for job in taken], last_owner, tokens, reason)

@@ -14,14 +14,16 @@ from dataclasses import replace
 import sqlalchemy as sa
 import structlog
 
-from models import batches, cohorts, engines, queue
+from models import batches, cohorts, engines, loads, queue
 from models.db import Database, new_id
-from stoker.settings import LANES, Settings
-from tasks import batching, metrics
+from stoker.settings import LANES, LaneRules, Settings
+from tasks import batching, metrics, policies, sizes
 from tasks.app import app, context
 from tasks.doorbell import doorbell
 
 log = structlog.get_logger(__name__)
+
+_REALTIME = LANES.index("realtime")
 
 
 @app.task(name="tasks.collector.collect")
@@ -74,20 +76,50 @@ def cut_one(tx: sa.Connection, settings: Settings, model: str) -> batches.Cut | 
     """Cut one batch of a model's queue, or say how long to wait."""
     turns = queue.lock(tx, model)
     alive = engines.live(tx, settings.engine_gone_after, model)
-    if not alive:
-        return batching.Wait(None)
-    running = batches.load(tx, [engine.id for engine in alive])
+    running = loads.running(tx, [engine.id for engine in alive])
     cohort = _cut_cohort(tx, model, alive, running)
     if cohort is not None:
         return cohort
+    return _cut_lanes(tx, settings, model, turns, _loads(tx, model, alive, running), settings.lanes)
+
+
+def cut_realtime(tx: sa.Connection, settings: Settings, model: str, room: int) -> tuple[str, batches.Cut] | None:
+    """Cut a realtime batch for the engine that asks, which knows its room; None when nothing is due.
+
+    A person waits: so nothing is asked that the engine knows itself. Nor does anything wait for company here unless the
+    lane's own setting says so; a busy engine's few milliseconds are for the collector, which is rung for many.
+    """
+    turns = queue.lock(tx, model)
+    rules = settings.lanes["realtime"]
+    quick = rules.model_copy(update={"wait_busy": rules.wait})
+    step = _plan(tx, model, turns["realtime"], batching.Room(room, idle=True), quick)
+    if not isinstance(step, batching.Batch):
+        return None
+    cut = batches.Cut(model, "realtime", _REALTIME, step.reason, step.ids, step.tokens)
+    batch_id = batches.gather(tx, cut)
+    if batch_id is None:
+        return None
+    waiting = list(dict.fromkeys(["realtime", *queue.waiting(tx, model)]))
+    _pay(tx, settings, model, turns, waiting, cut, step.last_owner)
+    return batch_id, cut
+
+
+def _loads(
+    tx: sa.Connection, model: str, alive: Sequence[engines.Live], running: Sequence[loads.Running]
+) -> list[batching.Load]:
+    """Return what the engines have for a model and are doing; without those that a cohort has to itself."""
+    if not alive:
+        return []
     taken = cohorts.busy_engines(tx)
-    free = [engine for engine in alive if engine.id not in taken]
-    waiting = queue.waiting(tx, model)
-    if not free or not waiting:
-        return batching.Wait(None)
-    loads = [batching.Load(engine.slots, engine.reserve, running.get(engine.id, 0)) for engine in free]
-    ready = batches.ready(tx, [engine.id for engine in free])
-    return _cut_lanes(tx, settings, model, turns, waiting, loads, ready)
+    found = []
+    for engine in alive:
+        if engine.id not in taken:
+            counted = [one for one in running if one.engine == engine.id and (one.model == model or not engine.apart)]
+            realtime = sum(one.jobs for one in counted if one.rank == _REALTIME)
+            found.append(
+                batching.Load(engine.slots, engine.reserve, sum(one.jobs for one in counted), realtime=realtime)
+            )
+    return found
 
 
 def _cut_lanes(  # a decision has these facts
@@ -95,19 +127,19 @@ def _cut_lanes(  # a decision has these facts
     settings: Settings,
     model: str,
     turns: Mapping[str, queue.Turn],
-    waiting: Sequence[str],
-    loads: Sequence[batching.Load],
-    ready: Mapping[str, int],
+    engine_loads: Sequence[batching.Load],
+    lanes: Mapping[str, LaneRules],
 ) -> batches.Cut | batching.Wait:
+    """Cut one of these lanes, or say how long to wait."""
+    waiting = queue.waiting(tx, model) if engine_loads else []
+    ready = loads.ready(tx, model) if waiting else {}
     deficits = {lane: turn.deficit for lane, turn in turns.items()}
     soonest: float | None = None
     for lane in batching.order(waiting, deficits, settings.lanes):
-        rules, turn = settings.lanes[lane], turns[lane]
-        space = batching.room(loads, ready, lane, settings.ready_backlog)
-        if space.jobs < 1:
+        space = batching.room(engine_loads, ready, lane, settings.ready_backlog)
+        if lane not in lanes or space.jobs < 1:
             continue
-        found = queue.candidates(tx, model, lane, turn.last_owner, rules.largest + 1)
-        step = batching.plan(found, space, rules, now=turn.clock, cut_at=turn.cut_at)
+        step = _plan(tx, model, turns[lane], space, lanes[lane])
         if isinstance(step, batching.Batch):
             cut = batches.Cut(model, lane, LANES.index(lane), step.reason, step.ids, step.tokens)
             if batches.gather(tx, cut) is not None:
@@ -116,6 +148,20 @@ def _cut_lanes(  # a decision has these facts
         elif step.seconds is not None:
             soonest = step.seconds if soonest is None else min(soonest, step.seconds)
     return batching.Wait(soonest)
+
+
+def _plan(
+    tx: sa.Connection, model: str, turn: queue.Turn, space: batching.Room, rules: LaneRules
+) -> batching.Batch | batching.Wait:
+    adaptive = rules.policy == "adaptive"
+    learned = sizes.learned(tx, model, turn.lane, rules.largest) if adaptive else rules.largest
+    limits = policies.limits(rules.policy, rules.largest, space.jobs, learned)
+    # One more than is chosen among: whether there is more decides on waiting.
+    found = queue.candidates(tx, model, turn.lane, turn.last_owner, limits.window + 1)
+    step = batching.plan(found, space, rules, limits, now=turn.clock, cut_at=turn.cut_at)
+    if adaptive and isinstance(step, batching.Batch):
+        sizes.used(tx, model, turn.lane)
+    return step
 
 
 def _pay(  # a decision has these facts
@@ -137,14 +183,14 @@ def _pay(  # a decision has these facts
 
 
 def _cut_cohort(
-    tx: sa.Connection, model: str, alive: Sequence[sa.Row[tuple[str, int, int]]], running: Mapping[str, int]
+    tx: sa.Connection, model: str, alive: Sequence[engines.Live], running: Sequence[loads.Running]
 ) -> batches.Cut | None:
     """Cut the oldest waiting cohort for the least busy engine, which then takes nothing else."""
-    found = cohorts.next_waiting(tx, model)
+    found = cohorts.next_waiting(tx, model) if alive else None
     if found is None:
         return None
     cohort, members = found
-    engine = min(alive, key=lambda one: running.get(one.id, 0))
+    engine = min(alive, key=lambda free: sum(one.jobs for one in running if one.engine == free.id))
     lane = min((member.lane for member in members), key=LANES.index)
     ids, tokens = [member.id for member in members], sum(member.tokens for member in members)
     cut = batches.Cut(model, lane, LANES.index(lane), "cohort", ids, tokens, cohort, engine.id)

@@ -15,13 +15,15 @@ import redis
 import structlog
 from celery import Celery
 from kombu.exceptions import OperationalError
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
+from models import streams
 from stoker.settings import Settings
 from tasks import metrics
 
 log = structlog.get_logger(__name__)
 
-ENDED_CHANNEL = "stoker:ended"
 _MOST_IDS = 10_000
 _PAUSE = 0.02
 
@@ -32,7 +34,12 @@ class Doorbell:
     def __init__(self, app: Celery, settings: Settings) -> None:
         """Prepare; the thread starts with the first ring."""
         self._app = app
-        self._redis = redis.Redis.from_url(settings.redis_client_url, socket_timeout=1, socket_connect_timeout=1)
+        self._redis = redis.Redis.from_url(
+            settings.redis_client_url,
+            socket_timeout=1,
+            socket_connect_timeout=1,
+            retry=Retry(NoBackoff(), 1),  # for a connection that has died unseen
+        )
         self._pending: dict[tuple[str, ...], Callable[[], object]] = {}
         self._ended: list[str] = []
         self._wake = threading.Condition()
@@ -82,7 +89,7 @@ class Doorbell:
             for ring in rings.values():
                 self._try(ring)
             if ended:
-                self._try(partial(self._redis.publish, ENDED_CHANNEL, ",".join(ended)))
+                self._try(partial(self._redis.publish, streams.ENDED, ",".join(ended)))
             time.sleep(_PAUSE)
 
     def _try(self, send: Callable[[], object]) -> None:

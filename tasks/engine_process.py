@@ -28,6 +28,7 @@ from tasks.app import app, context
 from tasks.doorbell import doorbell
 from tasks.engines.base import Engine, EngineFailure, EngineStartError
 from tasks.engines.fake import FakeEngine
+from tasks.engines.upstream import UpstreamEngine
 from tasks.engines.vllm import VllmEngine
 from tasks.logs import configure
 from tasks.worker import EXIT_FAILED, Worker
@@ -50,6 +51,8 @@ def make_engine(settings: Settings) -> Engine:
     """Return the engine that the settings name, not started."""
     if settings.engine == "fake":
         return FakeEngine(settings)
+    if settings.engine == "upstream":
+        return UpstreamEngine(settings)
     if not settings.model:
         msg = "STOKER_MODEL is not set: name a Hugging Face id or a folder (`stoker up` brings a demo model)"
         raise EngineStartError(msg)

@@ -70,7 +70,7 @@ class _Chunk:
 
 
 def _new_line(number: int, job: LineJob) -> NewLine:
-    return NewLine(number, job.custom_id, job.model, job.endpoint, job.body, job.tokens, job.columns)
+    return NewLine(number, job.custom_id, job.model, job.endpoint, job.body, job.tokens, job.columns, job.prefix)
 
 
 def ingest(tending: Tending, held: AnyRow) -> None:

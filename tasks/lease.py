@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol
 
 import structlog
@@ -18,6 +18,7 @@ from models.db import Database
 from models.engines import Incarnation
 from models.errors import DatabaseUnavailable
 from stoker.settings import Settings
+from tasks.flights import clock
 
 log = structlog.get_logger(__name__)
 
@@ -29,12 +30,24 @@ class Held(Protocol):
         """Return the ids of the unfinished jobs of each batch."""
         ...
 
+    def renewed(self, batch_ids: Collection[str], at: float) -> None:
+        """Note which leases were renewed, by a transaction that began at `at` (`flights.clock`)."""
+        ...
+
     def lose(self, batch_ids: Sequence[str]) -> None:
         """Stop batches that are no longer ours; nothing of them counts any more."""
         ...
 
     def abort(self, job_ids: Sequence[str]) -> None:
         """Abort jobs that have ended by other hands (cancelled, expired)."""
+        ...
+
+    def offer_what_changed(self) -> None:
+        """Store what the engine serves if that has changed since it was last stored."""
+        ...
+
+    def record(self) -> None:
+        """Bring the metrics up to date that nothing else does."""
         ...
 
     def hung_for(self) -> float:
@@ -78,6 +91,8 @@ class Keeper:
 
     def beat(self, now: float) -> None:
         """Do what is due at `now` (monotonic seconds)."""
+        # First: it needs no database, and a long batch is to be seen while it runs.
+        self._held.record()
         hung = self._held.hung_for()
         if hung > self._settings.run_timeout:
             self._held.fail(f"the engine gave no sign of progress for {hung:.0f} s")
@@ -85,13 +100,16 @@ class Keeper:
         if now - self._renewed >= self._settings.heartbeat:
             self._renew()
             self._renewed = now
-        self._abort_stopped()
+        self._held.offer_what_changed()
+        self.abort_stopped()
 
     def _renew(self) -> None:
         held = self._held.in_flight()
+        started = clock()
         with self._database.transaction() as tx:
             named = engines.seen(tx, self._mine)
             kept = batches.renew(tx, self._mine, held, self._settings.lease) if held else set()
+        self._held.renewed(kept, started)
         lost = [batch_id for batch_id in held if batch_id not in kept]
         if lost:
             # A batch that ended in this moment is in here too: stopping it is harmless.
@@ -99,7 +117,8 @@ class Keeper:
         if not named:
             self._held.fail("another process has taken this engine's name")
 
-    def _abort_stopped(self) -> None:
+    def abort_stopped(self) -> None:
+        """Look for jobs that have ended by other hands, and abort them."""
         held = self._held.in_flight()
         if held:
             with self._database.reading() as tx:

@@ -12,7 +12,8 @@ from typing import Any
 
 import msgspec
 
-from models.calls import ANSWER_LIMITS, CHAT, EMBEDDINGS, estimate
+from models import calls
+from models.calls import ANSWER_LIMITS, CHAT, CONTENT, EMBEDDINGS, estimate
 from tasks import line_forms
 from tasks.line_forms import Call, Wrong, invalid, missing
 
@@ -40,6 +41,7 @@ class LineJob:
     body: str = field(repr=False)
     tokens: int
     columns: str | None = field(default=None, repr=False)
+    prefix: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,8 +171,10 @@ def _batch_job(values: dict[str, Any], data: bytes, rules: Rules) -> LineJob:
         raise invalid("body", "it must be an object")
     _refuse_stream(body, "body.stream")
     model = _known(body.get("model"), "body.model", rules)
-    text = str(_around.decode(data).body, "utf-8")
-    return LineJob(custom_id, model, endpoint, text, _tokens(endpoint, len(text), body))
+    raw = _around.decode(data).body
+    text = str(raw, "utf-8")
+    prefix = _prefix(endpoint, line_forms.members.decode(raw)) if len(text) >= calls.PREFIX else 0
+    return LineJob(custom_id, model, endpoint, text, _tokens(endpoint, len(text), body), prefix=prefix)
 
 
 def _bulk_job(values: dict[str, Any], data: bytes, rules: Rules) -> LineJob:
@@ -204,7 +208,13 @@ def _job(call: Call, rules: Rules, custom_id: str | None, columns: str | None = 
     if given is None:
         raw["model"] = rules.model_text
     body = msgspec.json.encode(raw).decode()
-    return LineJob(custom_id, model, call.endpoint, body, _tokens(call.endpoint, len(body), values), columns)
+    tokens = _tokens(call.endpoint, len(body), values)
+    return LineJob(custom_id, model, call.endpoint, body, tokens, columns, _prefix(call.endpoint, raw))
+
+
+def _prefix(endpoint: str, raw: Mapping[str, msgspec.Raw]) -> int:
+    content = raw.get(CONTENT[endpoint])
+    return 0 if content is None else calls.prefix(endpoint, memoryview(content))
 
 
 def _merge(call: Call, rules: Rules) -> None:

@@ -3,23 +3,54 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
-from models.batches import Claimed
+import msgspec
+
+from models.batches import ClaimedJob
 from models.ends import Settled
 from models.results import NewResult
 from stoker.settings import Settings
 from tasks.backoff import delay
 from tasks.engines.base import Completion, Deferred, Outcome, Rejection, Request
+from tasks.flights import Flight
+from tasks.tokens import Tokens
 
 
-def requests(batch: Claimed, settings: Settings) -> list[Request]:
-    """Return what the engine is asked for each job of a batch."""
+def requests(flight: Flight, settings: Settings, tokens: Tokens) -> list[Request]:
+    """Return what the engine is asked for each job of a batch; streams are opened for those that want them."""
+    return [_request(job, flight, settings, tokens) for job in flight.batch.jobs]
+
+
+def _request(job: ClaimedJob, flight: Flight, settings: Settings, tokens: Tokens) -> Request:
+    # A job that expires in the engine is ended by the sweeper; the engine's own limit comes a little later.
     most = settings.request_timeout
-    return [
-        # A job that expires in the engine is ended by the sweeper; the engine's own limit comes a little later.
-        Request(job.id, job.endpoint, job.body, batch.lane, most if job.left is None else min(most, job.left + 10.0))
-        for job in batch.jobs
-    ]
+    timeout = most if job.left is None else min(most, job.left + 10.0)
+    emit = None
+    if is_streamed(job.body):
+        flight.streams[job.id] = stream = tokens.open(job.id, job.attempts, flight.holds)
+        emit = stream.emit
+    return Request(job.id, job.endpoint, job.body, flight.batch.lane, timeout, flight.batch.model, emit)
+
+
+def is_streamed(body: str) -> bool:
+    """Tell whether a request asks for its tokens as they come."""
+    # Most do not have the word in them: nothing is decoded for those.
+    if '"stream"' not in body:
+        return False
+    try:
+        return msgspec.json.decode(body, type=_Asked).stream is True
+    except msgspec.DecodeError:
+        return False
+
+
+class _Asked(msgspec.Struct):
+    stream: Any = None
+
+
+def is_final(outcome: Outcome) -> bool:
+    """Tell whether an outcome ends its job."""
+    return not isinstance(outcome, Deferred)
 
 
 def settled(outcome: Outcome, deferrals: int, settings: Settings) -> Settled:

@@ -13,7 +13,7 @@ import json
 import random
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -29,7 +29,7 @@ from models.deliveries import Delivery, Try
 from models.errors import DatabaseUnavailable
 from models.events import Ending
 from stoker.settings import Settings
-from tasks import backoff, egress, signature
+from tasks import backoff, egress, signature, tracing
 from tasks.app import app, context
 
 log = structlog.get_logger(__name__)
@@ -169,7 +169,7 @@ class _Sender:
         if not claimed:
             return []
         with self._database.reading() as tx:
-            ends = events.endings(tx, claimed)
+            ends = events.endings(tx, claimed, traced=tracing.wanted())
         return [_Claim(delivery, ends.get(delivery.job_id), claimed_at) for delivery in claimed]
 
     def _any_due(self) -> bool:
@@ -198,17 +198,25 @@ class _Sender:
         why = _unsendable(claim, secret, len(self._settings.webhook_delays))
         if why is not None or claim.ending is None:
             return _Ended(claim.delivery, Try(ok=False, status=None, latency=0.0, error=why), None, "failed")
+        with tracing.delivering(claim.ending.trace, claim.delivery) as span:
+            ended = await self._post(way, claim.delivery, claim.ending, secret, span.header)
+            span.tried(ended.tried)
+        return ended
+
+    async def _post(
+        self, way: egress.Egress, delivery: Delivery, ending: Ending, secret: str, more: Mapping[str, str]
+    ) -> _Ended:
         started = time.perf_counter()
         try:
-            body = payload(claim.delivery, claim.ending)
-            headers = signature.sign(secret, claim.delivery.id, int(time.time()), body)
-            answer = await way.post(claim.delivery.url, headers, body, self._settings.webhook_timeout)
+            body = payload(delivery, ending)
+            headers = {**signature.sign(secret, delivery.id, int(time.time()), body), **more}
+            answer = await way.post(delivery.url, headers, body, self._settings.webhook_timeout)
         except (egress.Refused, egress.Unreachable) as error:
             tried = Try(ok=False, status=None, latency=time.perf_counter() - started, error=str(error))
             if isinstance(error, egress.Refused):
-                return _Ended(claim.delivery, tried, None, "refused")
-            return self._failed(claim.delivery, tried)
-        return self._judge(claim.delivery, answer, time.perf_counter() - started)
+                return _Ended(delivery, tried, None, "refused")
+            return self._failed(delivery, tried)
+        return self._judge(delivery, answer, time.perf_counter() - started)
 
     def _judge(self, delivery: Delivery, answer: egress.Answer, latency: float) -> _Ended:
         ok = 200 <= answer.status < 300  # noqa: PLR2004  # what HTTP calls success

@@ -10,39 +10,39 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import NoReturn
 
 import sqlalchemy as sa
 import structlog
 
-from models import batches, cohorts, engines
+from models import batches, cohorts, engines, queue
 from models.db import Database
 from models.ends import Settled
 from models.engines import Incarnation
 from models.errors import DatabaseUnavailable
-from stoker.settings import LANES, Settings
-from tasks import metrics, outcomes
+from stoker.settings import Settings
+from tasks import outcomes
+from tasks.claims import Claims
 from tasks.doorbell import Doorbell
-from tasks.engines.base import Engine, EngineFailure, reserved
+from tasks.ears import Ears
+from tasks.engines.base import Engine, EngineFailure
+from tasks.flights import Flight, Flights
 from tasks.lease import Keeper
+from tasks.offer import Offer
 from tasks.outage import sit_out
+from tasks.recording import Recorder
 from tasks.settler import Settler
+from tasks.tokens import Tokens
 
 log = structlog.get_logger(__name__)
 
 EXIT_FAILED = 70
-
-
-@dataclass(slots=True)
-class Flight:
-    """A batch in flight: the jobs of it that have no outcome yet."""
-
-    batch: batches.Claimed
-    unfinished: dict[str, int]
-    stop: threading.Event = field(default_factory=threading.Event)
-    lost: bool = False
+MOST_REALTIME = 16384
+"""Threads for realtime batches, started when needed. Far more than an engine's slots: what is claimed runs at once."""
+LAND_WITHIN = 10.0
+"""Seconds that stopped flights may take to end: the engine lets go within one, the rest is SQL."""
 
 
 class Worker:
@@ -57,60 +57,61 @@ class Worker:
         self._engine = engine
         self._mine = mine
         self._doorbell = doorbell
-        self._flights: dict[str, Flight] = {}
-        self._lock = threading.Lock()
-        self._claiming = threading.Lock()
+        self._flights = Flights(settings)
+        self._recorder = Recorder(mine.engine)
         self._closing = threading.Event()
         self._failing = threading.Lock()
         self._drainer = threading.Thread(target=self._drain, name="drain", daemon=True)
-        self._busy_since = time.monotonic()
-        self.reserve = reserved(engine.slots, settings.realtime_reserve)
+        self._claims = Claims(database, settings, engine, mine, self._flights, self._closing)
+        self._offer = Offer(database, engine, mine, self._claims.reserve)
         self._settler = Settler(database, mine.engine, self._stored, self.fail)
         self._keeper = Keeper(database, settings, mine, self)
+        self._tokens = Tokens(settings)
+        self._ears = Ears(settings, self)
+        # Threads of their own: a stream for each of an engine's slots would keep all of Celery's busy.
+        self._realtime = ThreadPoolExecutor(MOST_REALTIME, "realtime")
 
     # The life of the process
 
     def open(self) -> None:
         """Open the engine for work and start the heartbeat."""
-        names = [model.name for model in self._engine.models]
-        with self._database.transaction() as tx:
-            for model in self._engine.models:
-                engines.remember(tx, model.name, model.max_model_len, model.tokenizer)
-            named = engines.go_live(tx, self._mine, self._engine.slots, self.reserve, names)
-        if not named:
-            self.fail("another process has taken this engine's name")
+        self._say_so(self._offer.open)
         self._keeper.start()
+        self._ears.start()
+
+    def _say_so(self, offer: Callable[[], bool]) -> None:
+        if not offer():
+            self.fail("another process has taken this engine's name")
         self._ring_collector()
+
+    def offer_what_changed(self) -> None:
+        """Say what the engine serves if that has changed: its upstreams come and go."""
+        if self._offer.changed():
+            self._say_so(self._offer.renew)
 
     def drain(self) -> None:
         """Take no more work; give running jobs `drain_timeout` to finish, then return what is left."""
         if not self._closing.is_set():
             self._closing.set()
+            self._ears.stop()
             self._drainer.start()
 
     def _drain(self) -> None:
-        self._leave("draining")
-        until = time.monotonic() + self._settings.drain_timeout
-        while self._flights and time.monotonic() < until:
-            time.sleep(0.05)
-        for flight in self._copy():
-            flight.stop.set()
+        self._claims.close()
+        self._offer.leave("draining")
+        self._flights.wait(self._settings.drain_timeout)
+        self._flights.stop()
+        # Nobody else waits for those of the realtime lane: closed under them, the engine would count as crashed.
+        self._flights.wait(LAND_WITHIN)
 
     def close(self) -> None:
         """End after a drain: nothing is in flight any more."""
         if self._drainer.is_alive():
             self._drainer.join()
         self._keeper.stop()
-        self._leave("gone")
+        self._tokens.stop()
+        self._offer.leave("gone")
         self._engine.close()
-
-    def _leave(self, state: str) -> None:
-        try:
-            with self._database.transaction() as tx:
-                engines.leave(tx, self._mine, state)
-        except DatabaseUnavailable as error:
-            # Silence says the same, after `engine_gone_after`.
-            log.warning("could not say that the engine is leaving", state=state, error=str(error))
 
     def fail(self, why: str) -> NoReturn:
         """Give up this process: store what arrived, give the batches back, end so that it is started again."""
@@ -143,75 +144,60 @@ class Worker:
 
     def run(self) -> None:
         """Claim the best READY batch and run it, again until there is none or no room: what a doorbell asks for."""
-        while (flight := self._claim()) is not None:
+        flown = False
+        while (flight := self._claims.best()) is not None:
             # Rings for several batches that were cut at once are one: this thread, which is busy now, wakes the next.
             self._doorbell.engine(self._mine.engine)
+            if flight.batch.lane == "realtime":
+                # The collector is not rung: it would take turns with `serve`, which is quicker, at every job.
+                self._realtime.submit(self._serve_flight, flight)
+                continue
             self._ring_collector()
-            try:
-                self._run(flight)
-            except EngineFailure as error:
-                self.fail(str(error))
-        self._ring_collector()
+            self._fly(flight)
+            flown = True
+        if flown:
+            self._ring_collector()
 
-    def _claim(self) -> Flight | None:
-        with self._claiming:
-            ranks = self._ranks()
-            if not ranks or self._closing.is_set():
-                return None
+    def serve(self, model: str) -> None:
+        """Take the realtime jobs that are queued for a model, as far as there is room."""
+        more = True
+        while more:  # whoever came since has rung since
+            flight, more = self._claims.realtime(model)
+            if flight is not None:
+                self._realtime.submit(self._serve_flight, flight)
+
+    def _serve_flight(self, flight: Flight) -> None:
+        try:
+            self._fly(flight)
+            self._use_room()
             with self._database.reading() as tx:
-                # Most doorbells come for nothing: only looking takes no lock.
-                if not batches.claimable(tx, self._mine.engine):
-                    return None
-            idle = not self._flights
-            lease = self._settings.lease
-            try:
-                batch = self._database.retrying(lambda tx: batches.claim(tx, self._mine, ranks, lease, idle=idle))
-            except DatabaseUnavailable:
-                self._return_unknown()
-                raise
-            if batch is None:
-                return None
-            flight = Flight(batch, dict.fromkeys((job.id for job in batch.jobs), 0))
-            with self._lock:
-                if idle:
-                    self._busy_since = time.monotonic()
-                self._flights[batch.id] = flight
-            return flight
+                waiting = queue.waiting(tx, flight.batch.model)
+        except DatabaseUnavailable as error:
+            log.warning("who waits is left to the sweeper", error=str(error))
+        except Exception as error:  # the thread's edge: in flight for ever, the batch would keep its lease
+            log.exception("a batch did not end", batch=flight.batch.id, error=type(error).__name__)
+            self.fail(f"a batch did not end: {type(error).__name__}")
+        else:
+            if waiting:
+                self._doorbell.collector(flight.batch.model)
 
-    def _return_unknown(self) -> None:
-        """Give back a batch whose claim may have been committed without our knowing; tries until that is known.
-
-        Left alone its lease would run out, and with it all batches of this incarnation would count as lost.
-        """
-        held = list(self._flights)
-        mine = (batches.table.c.incarnation == self._mine.id, batches.table.c.state == sa.literal("running"))
-        if not self._closing.is_set():
-            sit_out(
-                lambda: self._database.retrying(
-                    lambda tx: batches.give_back(tx, *mine, batches.table.c.id.not_in(held))
-                ),
-                "a claim waits for the database",
-                given_up=self._closing,
-            )
-
-    def _ranks(self) -> list[int]:
-        """Return the lanes that may be claimed for now: none beside a cohort, realtime alone when enough wait."""
-        flights = self._copy()
-        if any(flight.batch.cohort for flight in flights):
-            return []
-        unfinished = sum(len(flight.unfinished) for flight in flights)
-        # A little more than fits: whoever leaves the engine finds the next one waiting at its gate, which alone keeps
-        # the reserve free. Claimed only when there is room, a slot stood empty for as long as a claim takes.
-        free = unfinished < self._engine.slots + self.reserve
-        return list(range(len(LANES))) if free or not flights else [0]
+    def _fly(self, flight: Flight) -> None:
+        try:
+            self._run(flight)
+        except EngineFailure as error:
+            self.fail(str(error))
 
     def _run(self, flight: Flight) -> None:
         batch = flight.batch
-        metrics.executions.inc(len(batch.jobs))
+        self._recorder.claimed(flight)
         deferrals = {job.id: job.deferrals for job in batch.jobs}
+        requests = outcomes.requests(flight, self._settings, self._tokens)
         try:
-            for outcome in self._engine.generate(outcomes.requests(batch, self._settings), flight.stop):
+            for outcome in self._engine.generate(requests, flight.stop):
                 if not flight.lost and flight.unfinished.pop(outcome.id, None) is not None:
+                    if outcomes.is_final(outcome) and outcome.id in flight.streams:
+                        flight.streams[outcome.id].end()
+                    self._recorder.answered(outcome)
                     self._settler.put(batch.id, outcomes.settled(outcome, deferrals[outcome.id], self._settings))
         except EngineFailure:
             raise
@@ -236,56 +222,73 @@ class Worker:
         ended = sit_out(
             lambda: self._database.retrying(work), "the end of a batch waits for the database", batch=batch_id
         )
-        metrics.batches_ended.labels(ended).inc()
-        with self._lock:
-            self._flights.pop(batch_id, None)
+        self._recorder.ended(flight, ended)
+        flight.stored = ended == "finished"
+        for stream in flight.streams.values():
+            stream.close()
+        self._flights.remove(flight)
         for bulk_id in {job.bulk_id for job in flight.batch.jobs if job.bulk_id}:
             self._doorbell.bulk(bulk_id)  # it may be its last line, or one failed too many
 
     def _stored(self, stored: Sequence[Settled]) -> None:
         """Tell of what was committed, and use the slots that it freed."""
-        for outcome in stored:
-            metrics.jobs_settled.labels(outcome.state).inc()
-            if outcome.result is not None:
-                metrics.tokens.labels("prompt").inc(outcome.result.prompt_tokens)
-                metrics.tokens.labels("completion").inc(outcome.result.completion_tokens)
+        self._recorder.stored(stored)
         if stored:
             self._doorbell.ended([outcome.job_id for outcome in stored])
             self._doorbell.deliver()
-        if len(self._ranks()) > 1:
+        self._use_room()
+
+    def _use_room(self) -> None:
+        """Give room that has come to those who were turned away."""
+        if self._closing.is_set():
+            return
+        for model in self._claims.passed_over():
+            self._realtime.submit(self._ears.act, self.serve, model)
+        if self._claims.wanted_room():
             self._doorbell.engine(self._mine.engine)
 
     def _ring_collector(self) -> None:
-        for model in self._engine.models:
-            self._doorbell.collector(model.name)
+        for model in self.model_names():
+            self._doorbell.collector(model)
 
-    # What the heartbeat needs (tasks/lease.py: Held)
+    # What the heartbeat and the ears need (tasks/lease.py: Held, tasks/ears.py: Hearer)
 
-    def _copy(self) -> list[Flight]:
-        with self._lock:
-            return list(self._flights.values())
+    def model_names(self) -> Collection[str]:
+        """Return the models that the engine serves at the moment."""
+        return [model.name for model in self._engine.models]
 
     def in_flight(self) -> Mapping[str, Sequence[str]]:
         """Return the ids of the unfinished jobs of each batch."""
-        return {flight.batch.id: list(flight.unfinished) for flight in self._copy()}
+        return self._flights.jobs()
+
+    def renewed(self, batch_ids: Collection[str], at: float) -> None:
+        """Note which leases were renewed, by a transaction that began at `at` (`flights.clock`)."""
+        self._flights.renewed(batch_ids, at)
+
+    def record(self) -> None:
+        """Bring the metrics up to date that nothing else does."""
+        self._recorder.look(self._engine)
 
     def lose(self, batch_ids: Sequence[str]) -> None:
         """Stop batches that are no longer ours; nothing of them counts any more."""
-        for flight in self._copy():
-            if flight.batch.id in batch_ids and flight.unfinished:
-                log.warning("lost the lease of a batch", batch=flight.batch.id, unfinished=len(flight.unfinished))
-                flight.lost = True
-                flight.stop.set()
+        self._flights.lose(batch_ids)
 
     def abort(self, job_ids: Sequence[str]) -> None:
         """Abort jobs that have ended by other hands (cancelled, expired)."""
-        for flight in self._copy():
-            for job_id in job_ids:
-                flight.unfinished.pop(job_id, None)
+        self._flights.forget(job_ids)
         self._engine.abort(job_ids)
+        self._use_room()
+
+    def load(self) -> float:
+        """Return which part of the engine's places is taken, 1 at most."""
+        return min(1.0, self._flights.unfinished() / max(1, self._engine.slots))
+
+    def look_for_stopped(self) -> None:
+        """Abort at once what has ended by other hands: somebody said that something has."""
+        self._keeper.abort_stopped()
 
     def hung_for(self) -> float:
         """Return the seconds since the engine's last sign of progress, 0 while it has nothing to do."""
-        if not any(flight.unfinished for flight in self._copy()):
+        if not self._flights.unfinished():
             return 0.0
-        return time.monotonic() - max(self._engine.last_progress(), self._busy_since)
+        return time.monotonic() - max(self._engine.last_progress(), self._claims.busy_since)

@@ -32,7 +32,7 @@ hypothesis.settings.load_profile("stoker")
 
 def pytest_configure(config: pytest.Config) -> None:
     """Make the tests, and the processes that they start, independent of the settings of whoever runs them."""
-    for name in [name for name in os.environ if name.startswith("STOKER_")]:
+    for name in [name for name in os.environ if name.startswith(("STOKER_", "OTEL_"))]:
         del os.environ[name]
     # A shell starts what runs in the background with Ctrl-C ignored, and every process would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)

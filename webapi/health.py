@@ -99,5 +99,5 @@ def _gauges(census: Census | None) -> Iterator[GaugeMetricFamily]:
     for model, lane, count in census.ready:
         ready.add_metric([model, lane], count)
     yield ready
-    yield GaugeMetricFamily("stoker_engines_live", "Engines that take work.", value=census.engines)
+    yield GaugeMetricFamily("stoker_engines_live", "Engines that take work.", value=len(census.engines))
     yield GaugeMetricFamily("stoker_deliveries_pending", "Webhook events not delivered yet.", value=census.deliveries)

@@ -7,7 +7,7 @@ nothing of the database, of leases or of Celery.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from threading import Event
 from typing import Protocol
@@ -30,13 +30,20 @@ class Request:
 
     `body` is the JSON text that the client sent (or that was made of its prompt), unchanged. `timeout` is in seconds
     from the moment the request has a slot in the engine; after that the engine aborts it and answers `Rejection` 408.
+
+    `emit` is there when the body asks for a stream: it gets each event of the endpoint's own stream, the JSON text
+    that stands behind `data: ` (no `[DONE]`), in order, from any thread; it never blocks and never raises. The outcome
+    is the same as without a stream: a `Completion` with the whole answer. After the first event a request is never
+    silently begun anew: what cannot go on is `Deferred`.
     """
 
     id: str
     endpoint: str
-    body: str
+    body: str = field(repr=False)
     lane: str
     timeout: float
+    model: str = ""
+    emit: Callable[[str], None] | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,11 +91,15 @@ Outcome = Completion | Rejection | Deferred
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
-    """A model that an engine answers for. `max_model_len` is in tokens; `tokenizer` a folder or Hugging Face id."""
+    """A model that an engine answers for. `max_model_len` is in tokens; `tokenizer` a folder or Hugging Face id.
+
+    `slots` is how many of its requests run at once, None when that is as many as of any other.
+    """
 
     name: str
     max_model_len: int | None = None
     tokenizer: str | None = None
+    slots: int | None = None
 
 
 def reserved(slots: int, share: float) -> int:
@@ -106,7 +117,10 @@ class Engine(Protocol):
 
     @property
     def slots(self) -> int:
-        """Return how many requests run at once inside the engine (vLLM: `max_num_seqs`). Known after `start`."""
+        """Return how many requests run at once inside the engine (vLLM: `max_num_seqs`).
+
+        Known after `start`; an engine of upstreams that come and go may change it, and its models, at any time.
+        """
         ...
 
     @property

@@ -7,14 +7,20 @@ import hashlib
 import json
 import struct
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from tasks.engines.base import Completion, Rejection, Request, ServedModel, Usage
+from tasks.engines import bodies
+from tasks.engines.base import Completion, Deferred, Rejection, Request, ServedModel, Usage
+from tasks.engines.echo_streams import SILENCE, Speech, speech
 from tasks.engines.refusals import refuse, unsupported
 
 GARBAGE = "\x00\ud800\udc01\udfff" + "g" * 5_000_000
 """NUL, lone surrogates, 5 MB."""
 MOST_COPIES = 128
+CUT = "[[cut]]"
+CUT_AFTER = 2
+"""Words of a stream before it breaks off."""
 
 
 class BadBody(Exception):
@@ -27,35 +33,45 @@ class BadBody(Exception):
         self.status = status
 
 
-def answer(request: Request, model: ServedModel) -> Completion | Rejection:
+@dataclass(frozen=True, slots=True)
+class Echo:
+    """An outcome, how many words it takes to say, and the events of its stream: none for a request without one."""
+
+    outcome: Completion | Deferred
+    words: int
+    speech: Speech = SILENCE
+
+
+def answer(request: Request, model: ServedModel) -> Echo | Rejection:
     """Answer one request of any endpoint."""
     serve = ENDPOINTS.get(request.endpoint)
     if serve is None:
         return unsupported(request, known=False)
+    body = bodies.read(request)
+    if isinstance(body, Rejection):
+        return body
     try:
-        body = _read(request, model)
-        made, usage = serve(request.id, body, model)
+        _check_model(body, model)
+        made, usage = serve(request, body, model)
     except BadBody as bad:
         return refuse(request, str(bad), code=bad.code, param=bad.param, status=bad.status)
+    made["model"] = model.name
     # ASCII: what no encoding can carry (lone surrogates) stays an escape.
-    return Completion(request.id, json.dumps({**made, "model": model.name}), usage)
+    completion = Completion(request.id, json.dumps(made), usage)
+    if not body.get("stream"):
+        return Echo(completion, usage.completion_tokens)
+    said = speech(request, made, usage=bodies.asks_usage(body))
+    if CUT in request.body:
+        return Echo(Deferred(request.id, "cut"), CUT_AFTER, Speech(said.head, said.words[:CUT_AFTER], []))
+    return Echo(completion, usage.completion_tokens, said)
 
 
-def _read(request: Request, model: ServedModel) -> dict[str, Any]:
-    try:
-        body = json.loads(request.body)
-    except (ValueError, RecursionError):
-        raise BadBody("body", "the body is not valid JSON") from None
-    if not isinstance(body, dict):
-        raise BadBody("body", "the body is not a JSON object")
-    if body.get("stream"):
-        raise BadBody("stream", "jobs are not streamed: leave out `stream`", "streaming_unsupported")
+def _check_model(body: dict[str, Any], model: ServedModel) -> None:
     if body.get("model", model.name) != model.name:
         raise BadBody("model", "there is no such model here", "model_not_found", 404)
-    return body
 
 
-def _chat(name: str, body: dict[str, Any], model: ServedModel) -> tuple[dict[str, Any], Usage]:
+def _chat(request: Request, body: dict[str, Any], model: ServedModel) -> tuple[dict[str, Any], Usage]:
     prompt = _last_user_text(body.get("messages"), "messages")
     limit = _limit(body, "max_completion_tokens", "max_tokens")
     text, finish, usage = _echo(prompt, limit, model)
@@ -68,10 +84,10 @@ def _chat(name: str, body: dict[str, Any], model: ServedModel) -> tuple[dict[str
         }
         for index in range(_copies(body))
     ]
-    return _answer(f"chatcmpl-{name}", "chat.completion", choices, usage, len(choices))
+    return _answer(f"chatcmpl-{request.id}", "chat.completion", choices, usage, len(choices))
 
 
-def _completions(name: str, body: dict[str, Any], model: ServedModel) -> tuple[dict[str, Any], Usage]:
+def _completions(request: Request, body: dict[str, Any], model: ServedModel) -> tuple[dict[str, Any], Usage]:
     prompts = _texts(body.get("prompt"), "prompt")
     limit = _limit(body, "max_tokens")
     echoes = [_echo(prompt, limit, model) for prompt in prompts for _ in range(_copies(body))]
@@ -80,37 +96,44 @@ def _completions(name: str, body: dict[str, Any], model: ServedModel) -> tuple[d
         for index, (text, finish, _) in enumerate(echoes)
     ]
     total = Usage(sum(u.prompt_tokens for *_, u in echoes), sum(u.completion_tokens for *_, u in echoes))
-    return _answer(f"cmpl-{name}", "text_completion", choices, total, 1)
+    return _answer(f"cmpl-{request.id}", "text_completion", choices, total, 1)
 
 
-def _responses(name: str, body: dict[str, Any], model: ServedModel) -> tuple[dict[str, Any], Usage]:
+def _responses(request: Request, body: dict[str, Any], model: ServedModel) -> tuple[dict[str, Any], Usage]:
+    name = bodies.response_id(request)
     given = body.get("input")
     prompt = given if isinstance(given, str) else _last_user_text(given, "input")
     text, finish, usage = _echo(prompt, _limit(body, "max_output_tokens"), model)
-    content = [{"type": "output_text", "text": text, "annotations": []}]
+    status = "completed" if finish == "stop" else "incomplete"
     output = {
-        "id": f"msg_{name}",
+        "id": f"msg_{name.removeprefix('resp_')}",
         "type": "message",
         "role": "assistant",
-        "status": "completed",
-        "content": content,
+        "status": status,
+        "content": [{"type": "output_text", "text": text, "annotations": []}],
     }
     made = {
-        "id": f"resp_{name}",
+        "id": name,
         "object": "response",
         "created_at": 0,
-        "status": "completed" if finish == "stop" else "incomplete",
+        "status": status,
+        "incomplete_details": None if finish == "stop" else {"reason": "max_output_tokens"},
         "output": [output],
+        "parallel_tool_calls": True,
+        "tool_choice": "auto",
+        "tools": [],
         "usage": {
             "input_tokens": usage.prompt_tokens,
+            "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
             "output_tokens": usage.completion_tokens,
+            "output_tokens_details": {"reasoning_tokens": 0},
             "total_tokens": usage.prompt_tokens + usage.completion_tokens,
         },
     }
     return made, usage
 
 
-def _embeddings(_name: str, body: dict[str, Any], _model: ServedModel) -> tuple[dict[str, Any], Usage]:
+def _embeddings(_request: Request, body: dict[str, Any], _model: ServedModel) -> tuple[dict[str, Any], Usage]:
     texts = _texts(body.get("input"), "input")
     encoded = body.get("encoding_format") == "base64"
     data = [
@@ -122,7 +145,7 @@ def _embeddings(_name: str, body: dict[str, Any], _model: ServedModel) -> tuple[
     return made, Usage(words, 0)
 
 
-Serve = Callable[[str, dict[str, Any], ServedModel], tuple[dict[str, Any], Usage]]
+Serve = Callable[[Request, dict[str, Any], ServedModel], tuple[dict[str, Any], Usage]]
 ENDPOINTS: dict[str, Serve] = {
     "/v1/chat/completions": _chat,
     "/v1/completions": _completions,

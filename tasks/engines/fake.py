@@ -26,6 +26,7 @@ from tasks.engines.base import (
     ServedModel,
     reserved,
 )
+from tasks.engines.echo import Echo
 from tasks.engines.gate import Gate
 from tasks.engines.refusals import refuse
 from tasks.engines.runner import Runner
@@ -85,7 +86,7 @@ class FakeEngine:
                 if stop.is_set():
                     break
                 outcome = self._begin(request, mark_of(request))
-                yield outcome or echo.answer(request, self.models[0])
+                yield outcome or self._answer_at_once(request)
                 self._runner.progressed()
             yield from self._runner.outcomes(batch)
         finally:
@@ -138,22 +139,39 @@ class FakeEngine:
         if mark == "slow":
             await asyncio.sleep(seconds)
         answer = echo.answer(request, self.models[0])
-        if not isinstance(answer, Rejection):
-            await self._take_time(answer.usage.completion_tokens)
-        return answer
+        if isinstance(answer, Rejection):
+            return answer
+        await self._say(request, answer)
+        return answer.outcome
 
-    async def _take_time(self, words: int) -> None:
-        """Sleep as long as so many words take, each slower the more requests are inside."""
+    def _answer_at_once(self, request: Request) -> Outcome:
+        answer = echo.answer(request, self.models[0])
+        if isinstance(answer, Rejection):
+            return answer
+        _tell(request, answer.speech.part(0))
+        return answer.outcome
+
+    async def _say(self, request: Request, answer: Echo) -> None:
+        """Take the time that so many words take, each slower the more requests are inside; tell them to a stream."""
         settings = self._settings
         await asyncio.sleep(settings.fake_base_ms / 1000)
         self._runner.progressed()
-        while words > 0 and settings.fake_token_ms:
+        said = 0
+        while said < answer.words and settings.fake_token_ms:
             company = max(0, self._gate.line.inside - 1)
             each = settings.fake_token_ms / 1000 * (1 + settings.fake_batch_factor * company)
-            step = min(words, max(1, int(STEP / each)))
+            step = min(answer.words - said, max(1, int(STEP / each)))
+            _tell(request, answer.speech.part(said, said + step))
             await asyncio.sleep(step * each)
-            words -= step
+            said += step
             self._runner.progressed()
+        _tell(request, answer.speech.part(said))
+
+
+def _tell(request: Request, events: list[str]) -> None:
+    if request.emit is not None:
+        for event in events:
+            request.emit(event)
 
 
 def mark_of(request: Request) -> tuple[str, float]:

@@ -10,9 +10,10 @@ import asyncio
 import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from queue import Empty, SimpleQueue
-from threading import Event
+from threading import Event, Lock
 from typing import Any, TypeVar
 
 from tasks.engines.base import EngineFailure, Outcome, Request
@@ -39,6 +40,23 @@ class Batch:
         self.tasks: set[asyncio.Task[Outcome]] = set()
         # None: a request that was aborted. An exception: raised in the thread that called `generate`.
         self.done: SimpleQueue[Outcome | BaseException | None] = SimpleQueue()
+        self._telling = Lock()
+        self._silent = False
+
+    def heard(self, request: Request) -> Request:
+        """Return a request whose events end with the batch."""
+        emit = request.emit
+        return request if emit is None else replace(request, emit=partial(self._tell, emit))
+
+    def silence(self) -> None:
+        """Let no event through from now on: the loop may take a while to learn that nobody listens."""
+        with self._telling:
+            self._silent = True
+
+    def _tell(self, emit: Callable[[str], None], data: str) -> None:
+        with self._telling:
+            if not self._silent:
+                emit(data)
 
 
 class Runner:
@@ -46,7 +64,7 @@ class Runner:
 
     # Known after `start` and `open`.
     _loop: asyncio.AbstractEventLoop
-    _gate: Gate
+    _gate: Gate | None
     _answer: Answer
     _health: Health
 
@@ -79,8 +97,11 @@ class Runner:
         """Run a coroutine on the loop and wait for its result; `TimeoutError` after `timeout` seconds."""
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(timeout)
 
-    def open(self, gate: Gate, answer: Answer, health: Health = lambda: None) -> None:
-        """Begin to answer requests; `health` is asked all the time whether the engine broke."""
+    def open(self, gate: Gate | None, answer: Answer, health: Health = lambda: None) -> None:
+        """Begin to answer requests; `health` is asked all the time whether the engine broke.
+
+        Without a gate `answer` itself says when a request begins and how long it may take.
+        """
         self._gate = gate
         self._answer = answer
         self._health = health
@@ -89,7 +110,7 @@ class Runner:
     def submit(self, requests: Sequence[Request], stop: Event) -> Batch:
         """Hand requests over; `outcomes` has what becomes of them."""
         batch = Batch(len(requests), stop)
-        if requests and not self._post(partial(self._take, tuple(requests), batch)):
+        if requests and not self._post(partial(self._take, tuple(map(batch.heard, requests)), batch)):
             batch.done.put(self._failure or EngineFailure("the engine is closed"))
         return batch
 
@@ -115,6 +136,7 @@ class Runner:
 
     def drop(self, batch: Batch) -> None:
         """Abort what is left of a batch: nobody waits for it any more."""
+        batch.silence()
         if batch.open:
             self._post(partial(self._drop, batch))
 
@@ -133,7 +155,7 @@ class Runner:
 
     def last_progress(self) -> float:
         """Return when the newest token or outcome came; now, while no request is inside the engine."""
-        if self._watch is None or not self._gate.line.inside:
+        if self._watch is None or (self._gate is not None and not self._gate.line.inside):
             return time.monotonic()
         return self._progress
 
@@ -190,6 +212,10 @@ class Runner:
             task.add_done_callback(partial(self._finished, batch))
 
     async def _run(self, request: Request) -> Outcome:
+        if self._gate is None:
+            outcome = await self._answer(request)
+            self.progressed()
+            return outcome
         async with self._gate.slot(request.lane):
             if self._gate.line.inside == 1:
                 self.progressed()  # an engine that stood idle has only now something to be slow at

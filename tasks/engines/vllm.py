@@ -23,7 +23,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from stoker.settings import Settings
-from tasks.engines import vllm_answers, vllm_args
+from tasks.engines import bodies, vllm_answers, vllm_args
 from tasks.engines.base import EngineFailure, EngineStartError, Outcome, Rejection, Request, ServedModel, reserved
 from tasks.engines.gate import Gate
 from tasks.engines.refusals import unsupported
@@ -178,7 +178,9 @@ class VllmEngine:
             self._processes = [child for child in multiprocessing.active_children() if child not in before]
         state = SimpleNamespace()
         await find("init_app_state")(self._client, state, args, await self._client.get_supported_tasks())
-        self._calls = {path: call for path, endpoint in ENDPOINTS.items() if (call := _bind(endpoint, state))}
+        by_lane = args.scheduling_policy == "priority"
+        bound = {path: _bind(endpoint, state, by_lane=by_lane) for path, endpoint in ENDPOINTS.items()}
+        self._calls = {path: call for path, call in bound.items() if call is not None}
         config = self._client.vllm_config
         length, tokenizer = config.model_config.max_model_len, config.model_config.tokenizer
         self._slots = self._settings.engine_slots or config.scheduler_config.max_num_seqs
@@ -208,15 +210,19 @@ class VllmEngine:
         call = self._calls.get(request.endpoint)
         if call is None:
             return unsupported(request, known=request.endpoint in ENDPOINTS)
-        body = vllm_answers.read(request)
+        body = bodies.read(request)
         if isinstance(body, Rejection):
             return body
         try:
-            return await call.answer(request, body)
+            outcome = await call.answer(request, body)
         except Exception as error:  # the last resort of vLLM's own server, too
             if isinstance(error, find("EngineDeadError")) or self._client.errored:
                 raise self._death() from error
             return vllm_answers.refused(request, find("create_error_response")(error))
+        if isinstance(outcome, Rejection) and self._client.errored:
+            # In a stream vLLM tells of its core's death as of any error.
+            raise self._death()
+        return outcome
 
     async def _end(self) -> None:
         if self._client is not None:
@@ -225,13 +231,13 @@ class VllmEngine:
         await self._stack.aclose()
 
 
-def _bind(endpoint: Endpoint, state: SimpleNamespace) -> Call | None:
+def _bind(endpoint: Endpoint, state: SimpleNamespace, *, by_lane: bool) -> Call | None:
     """Find this model's handler for an endpoint; None when the model does not serve it."""
     handler = getattr(state, endpoint.handler, None)
     if handler is None:
         return None
     validate = TypeAdapter(find(endpoint.request)).validate_python
-    return Call(endpoint, getattr(handler, endpoint.method), validate, find("ErrorResponse"))
+    return Call(endpoint, getattr(handler, endpoint.method), validate, find("ErrorResponse"), by_lane)
 
 
 def parse(settings: Settings, model_path: str) -> Namespace:

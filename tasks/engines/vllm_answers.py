@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import ValidationError
 
-from tasks.engines.base import Completion, Deferred, Outcome, Rejection, Request, Usage
+from tasks.engines.assembly import RESPONSES, json_text, usage_of
+from tasks.engines.base import Completion, Deferred, Outcome, Rejection, Request
+from tasks.engines.bodies import asks_usage, response_id
 from tasks.engines.refusals import code_of, refuse
+from tasks.engines.vllm_streams import follow, with_usage
 
 BUSY = 503
 """vLLM's status for a request that it may well take later."""
+PRIORITIES = {"realtime": 0, "standard": 1, "bulk": 2}
+"""vLLM's priority for each lane: the smaller runs first, and the larger is preempted when memory runs out."""
+FAILED = 500
 MARKERS = frozenset({"str", "int", "float", "bool", "bytes", "list", "dict", "tuple", "set", "none", "body"})
 """Branches of a union as pydantic names them in a location."""
 
@@ -52,54 +58,69 @@ ENDPOINTS: dict[str, Endpoint] = {
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A handler of vLLM with what reads its requests and tells its errors from its answers."""
+    """A handler of vLLM with what reads its requests and tells its errors from its answers.
+
+    `by_lane`: vLLM runs with `--scheduling-policy priority`; with another one any priority but 0 is an error.
+    """
 
     endpoint: Endpoint
     handler: Callable[[Any], Awaitable[Any]]
     validate: Callable[[Any], Any]
     error: type
+    by_lane: bool = False
 
     async def answer(self, request: Request, body: dict[str, Any]) -> Outcome:
         """Answer one request; what vLLM raises comes through, but for a wrong body."""
+        streamed = bool(body.get("stream"))
         try:
-            answer = await self.handler(self.validate(body))
+            answer = await self.handler(self._asked(request, with_usage(request, body) if streamed else body))
         except ValidationError as error:
             return _invalid(request, error, self.endpoint.prompt)
         if isinstance(answer, self.error):
             return refused(request, answer)
+        if hasattr(answer, "__aiter__"):
+            return await _streamed(request, answer, usage=asks_usage(body))
         if hasattr(answer, "model_dump"):
             content = answer.model_dump(**self.endpoint.dump)
-            return _completed(request, content, _compact(content))
+            return Completion(request.id, json_text(content), usage_of(content))
         if isinstance(raw := getattr(answer, "body", None), bytes):
-            return _completed(request, json.loads(raw), raw.decode())
+            return Completion(request.id, raw.decode(), usage_of(json.loads(raw)))
         message = "the answer would not be JSON: choose another encoding_format"
         return refuse(request, message, code="invalid_request", param="encoding_format")
 
-
-def read(request: Request) -> dict[str, Any] | Rejection:
-    """Read the body, or refuse what a job cannot be."""
-    try:
-        body = json.loads(request.body)
-    except (ValueError, RecursionError):
-        return refuse(request, "the body is not valid JSON", code="invalid_request", param="body")
-    if not isinstance(body, dict):
-        return refuse(request, "the body is not a JSON object", code="invalid_request", param="body")
-    if body.get("stream"):
-        message = "jobs are not streamed: leave out `stream`"
-        return refuse(request, message, code="streaming_unsupported", param="stream")
-    if body.get("background"):
-        message = "a job is in the background already: leave out `background`"
-        return refuse(request, message, code="invalid_request", param="background")
-    return body
+    def _asked(self, request: Request, body: dict[str, Any]) -> Any:
+        """Make vLLM's own request of a body, with what is ours to say."""
+        asked = self.validate(body)
+        if self.by_lane and hasattr(asked, "priority"):
+            # Also over a client's own: its bulk does not overtake what others are waiting for.
+            asked.priority = PRIORITIES.get(request.lane, max(PRIORITIES.values()))
+        if request.endpoint == RESPONSES and hasattr(asked, "request_id"):
+            asked.request_id = response_id(request)
+        return asked
 
 
 def refused(request: Request, answer: Any) -> Rejection | Deferred:
     """Turn vLLM's `ErrorResponse` into an outcome."""
-    error = answer.error
-    if error.code == BUSY:
-        return Deferred(request.id, error.message)
-    code = code_of(error.code, error.message, error.param)
-    return refuse(request, error.message, code=code, param=error.param, status=error.code)
+    return _refusal(request, answer.error.code, answer.error.message, answer.error.param)
+
+
+async def _streamed(request: Request, stream: AsyncGenerator[Any], *, usage: bool) -> Outcome:
+    """Answer with a stream; the error that ended one is an outcome."""
+    try:
+        told = await follow(request, stream, usage=usage)
+    except ValidationError:
+        # The body was fine: vLLM (0.32) cannot write an error of its own as an event of a response.
+        told = {"message": "vLLM failed in the middle of the answer"}
+    if not isinstance(told, dict):
+        return told
+    code = told.get("code")
+    return _refusal(request, code if isinstance(code, int) else FAILED, str(told.get("message")), told.get("param"))
+
+
+def _refusal(request: Request, status: int, message: str, param: str | None) -> Rejection | Deferred:
+    if status == BUSY:
+        return Deferred(request.id, message)
+    return refuse(request, message, code=code_of(status, message, param), param=param, status=status)
 
 
 def field_name(location: tuple[int | str, ...], prompt: str) -> str | None:
@@ -123,22 +144,3 @@ def _invalid(request: Request, error: ValidationError, prompt: str) -> Rejection
     param = getattr(cause, "parameter", None) or field_name(first["loc"], prompt)
     message = f"{param}: {first['msg']}" if param else first["msg"]
     return refuse(request, message, code="invalid_request", param=param)
-
-
-def _completed(request: Request, content: dict[str, Any], text: str) -> Completion:
-    usage = content.get("usage") or {}
-    prompt = usage.get("prompt_tokens") or usage.get("input_tokens") or 0
-    written = usage.get("completion_tokens") or usage.get("output_tokens") or 0
-    cached = _detail(usage, ("prompt_tokens_details", "input_tokens_details"), "cached_tokens")
-    reasoned = _detail(usage, ("completion_tokens_details", "output_tokens_details"), "reasoning_tokens")
-    return Completion(request.id, text, Usage(prompt, written, cached, reasoned))
-
-
-def _detail(usage: dict[str, Any], groups: tuple[str, ...], name: str) -> int:
-    """Return a count that only some endpoints, and some versions, tell."""
-    return next((count for group in groups if (count := (usage.get(group) or {}).get(name))), 0)
-
-
-def _compact(content: dict[str, Any]) -> str:
-    # As vLLM's server writes its JSON.
-    return json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))

@@ -52,6 +52,8 @@ def command_line(settings: Settings, model_path: str, *, cpu: bool, dtype: str) 
     args += ["--tensor-parallel-size", str(settings.tensor_parallel_size)]
     if settings.max_model_len is not None:
         args += ["--max-model-len", str(settings.max_model_len)]
+    # The gate orders who goes in; inside, lanes decide whose prompt is read first and who gives way for memory.
+    args += ["--scheduling-policy", "priority"]
     if cpu:
         # Compiling takes minutes on a CPU and gains little.
         args += ["--enforce-eager"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tasks.engines.base import Engine, Outcome, Request
@@ -35,9 +35,20 @@ class Subject:
             return self.chat(job, max_tokens=400, ignore_eos=True, **rest)
         return self.chat(job, "[[slow:1]] hello", **rest)
 
+    def long(self, job: str, **rest: Any) -> Request:
+        """Make a request whose stream takes about a second."""
+        return self.slow(job, **rest) if self.real else self.chat(job, "word " * 39, max_tokens=400, **rest)
+
     def ask(self, *requests: Request, stop: threading.Event | None = None) -> list[Outcome]:
         """Run requests to the end."""
         return list(self.engine.generate(requests, stop or threading.Event()))
+
+
+def heard(request: Request, **options: Any) -> tuple[Request, list[Any]]:
+    """Ask for a stream: the request, and the list that its events come into."""
+    events: list[Any] = []
+    body = json.dumps({**json.loads(request.body), "stream": True, **options})
+    return replace(request, body=body, emit=lambda data: events.append(json.loads(data))), events
 
 
 def close(engine: Engine) -> None:

@@ -113,13 +113,13 @@ def test_hang(make: Make) -> None:
     (late,) = subject.ask(subject.chat("late", "[[hang]]", timeout=0.3))
     assert isinstance(late, Rejection)
     assert 0.3 <= time.monotonic() - started < 0.45
-    threading.Timer(0.3, subject.engine.abort, [["gone"]]).start()
     started = time.monotonic()
+    threading.Timer(0.3, subject.engine.abort, [["gone"]]).start()
     assert subject.ask(subject.chat("gone", "[[hang]]")) == []
     assert 0.3 <= time.monotonic() - started < 0.45
     stop = threading.Event()
-    threading.Timer(0.3, stop.set).start()
     started = time.monotonic()
+    threading.Timer(0.3, stop.set).start()
     hanging = threading.Thread(target=subject.ask, args=[subject.chat("hung", "[[hang]]")], kwargs={"stop": stop})
     hanging.start()
     time.sleep(0.25)

@@ -10,7 +10,7 @@ import pytest
 from pydantic import BaseModel, TypeAdapter
 
 from tasks.engines.base import Completion, Deferred, Outcome, Rejection, Request
-from tasks.engines.vllm_answers import ENDPOINTS, Call, field_name, read, refused
+from tasks.engines.vllm_answers import ENDPOINTS, Call, field_name, refused
 
 REQUEST = Request("job", "/v1/chat/completions", "{}", "bulk", 9.0)
 
@@ -135,10 +135,3 @@ def test_a_wrong_body_is_not_repeated() -> None:
 def test_field_names(location: tuple[int | str, ...], name: str | None) -> None:
     """Locations lose what only pydantic knows of."""
     assert field_name(location, "input") == name
-
-
-def test_background_is_refused() -> None:
-    """A job is in the background already: vLLM would only say that it has queued it."""
-    outcome = read(Request("job", "/v1/responses", '{"background": true}', "bulk", 9.0))
-    assert isinstance(outcome, Rejection)
-    assert json.loads(outcome.body)["error"]["param"] == "background"

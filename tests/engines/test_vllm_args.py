@@ -26,6 +26,7 @@ def test_flags_of_a_gpu() -> None:
         *("--model", "/models/llama"),
         *("--served-model-name", "llama"),
         *("--tensor-parallel-size", "1"),
+        *("--scheduling-policy", "priority"),
     ]
 
 
@@ -51,6 +52,13 @@ def test_any_flag_passes_through_and_wins() -> None:
     assert flags[-3:] == ["--max_model_len=64", "--chat-template", "my template.jinja"]
     assert "--max-model-len" not in flags
     assert "1000" not in flags
+
+
+def test_the_operators_policy_stays() -> None:
+    """Lanes become vLLM's priorities unless the operator chose how vLLM schedules."""
+    flags = line(engine_args="--scheduling-policy fcfs")
+    assert flags[-2:] == ["--scheduling-policy", "fcfs"]
+    assert "priority" not in flags
 
 
 def test_bad_quotes_are_one_line() -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from stoker.settings import Settings
 from tasks.engines import vllm as module
+from tasks.engines.assembly import STREAMED
 from tasks.engines.base import EngineStartError
 from tasks.engines.vllm_answers import ENDPOINTS
 
@@ -63,6 +64,16 @@ def test_cores_output_is_fetched_by_the_method_that_we_watch() -> None:
 
     assert inspect.iscoroutinefunction(AsyncMPClient.get_output_async)
     assert "await engine_core.get_output_async()" in inspect.getsource(AsyncLLM._run_output_handler)
+
+
+@marked
+@pytest.mark.parametrize("path", sorted(STREAMED))
+def test_requests_have_the_fields_that_we_set(path: str) -> None:
+    """What generates has a priority, which a lane decides, and a response is named by its request's id."""
+    kind = module.find(ENDPOINTS[path].request)
+    assert "priority" in kind.model_fields
+    assert not kind.model_config.get("frozen")
+    assert "request_id" in kind.model_fields
 
 
 @marked

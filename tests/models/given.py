@@ -24,7 +24,7 @@ def engine(database: Database, name: str = "engine", models: Sequence[str] = ("f
     mine = Incarnation(name, new_id("run"), "fake", "host", 1, 1, "boot:1")
     with database.transaction() as tx:
         engines.register(tx, mine)
-        engines.go_live(tx, mine, 256, 1, models)
+        engines.go_live(tx, mine, 256, 1, dict.fromkeys(models))
     return mine
 
 

@@ -186,17 +186,3 @@ def test_ready_batches_without_a_live_engine_are_given_back(database: Database) 
         assert sorted(batches.give_back_stranded(tx, 15.0, 30.0)) == sorted([stranded, bound])
         assert batches.give_back_stranded(tx, 0.0, 30.0) == [served]
     assert {row.state for row in given.rows(database, jobs.table)} == {"queued"}
-
-
-def test_load_and_ready_count_what_engines_have_and_could_take(database: Database) -> None:
-    """Open jobs of running batches by engine; jobs of READY batches by lane, of the models that are served."""
-    mine = given.engine(database)
-    got = given.running(database, mine, 3)
-    given.settled(database, got.id, [given.answered(got.jobs[0].id)])
-    given.cut(database, given.submitted(database, 2))
-    given.cut(database, given.submitted(database, 5), lane="bulk", rank=2)
-    given.cut(database, given.submitted(database, model="other"), model="other")
-    with database.reading() as tx:
-        assert batches.load(tx, ["engine", "none"]) == {"engine": 2}
-        assert batches.ready(tx, ["engine"]) == {"standard": 2, "bulk": 5}
-        assert batches.ready(tx, []) == batches.load(tx, []) == {}

@@ -66,10 +66,11 @@ def test_lines_are_stored_byte_for_byte(database: Database) -> None:
     row = made(database)
     odd = '{"a":"\\\\n\\t","b":"\t \r \\N \x1f é \U0001f525"}'
     with database.transaction() as tx:
-        line = NewLine(1, "\\N\tid\nwith\\all", "fake", CHAT, odd, 3, '{"x":"\\."}')
+        line = NewLine(1, "\\N\tid\nwith\\all", "fake", CHAT, odd, 3, '{"x":"\\."}', 2**63 - 1)
         insert(tx, row, [line, NewLine(2, None, "fake", CHAT, "{}", 3)])
     (first, second) = given.rows(database, jobs.table, jobs.table.c.bulk_id == row.id)
     assert (first.custom_id, first.line_no, second.custom_id) == ("\\N\tid\nwith\\all", 1, None)
+    assert (first.tokens, first.prefix, second.prefix) == (3, 2**63 - 1, 0)
     (body,) = given.rows(database, jobs.bodies, jobs.bodies.c.job_id == first.id)
     assert (body.body, body.columns, body.metadata) == (odd, '{"x":"\\."}', None)
 

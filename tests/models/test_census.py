@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from models import census, cohorts, ends
+import pytest
+
+from models import census, cohorts, ends, jobs
 from models.db import Database
 from models.ends import Settled
 from tests.models import given
@@ -31,4 +33,20 @@ def test_open_jobs_are_counted_by_state_lane_and_model(database: Database) -> No
         ("batched", "bulk", "other", 1),
     }
     assert counted.ready == [("other", "bulk", 1)]
-    assert (counted.engines, counted.deliveries) == (1, 1)
+    assert ([engine.id for engine in counted.engines], counted.deliveries) == (["engine"], 1)
+    assert [(load.engine, load.model, load.rank, load.jobs) for load in counted.running] == [("engine", "fake", 1, 1)]
+
+
+def test_the_age_is_that_of_the_first_in_any_owners_line(database: Database) -> None:
+    """Of each model and lane the job that waits longest, whoever owns it; who runs or was put off does not wait."""
+    old, _ = given.submitted(database, owner="zoe"), given.submitted(database, owner="alice")
+    (put_off,) = given.submitted(database, lane="bulk")
+    given.submitted(database, lane="bulk", model="other")
+    job = jobs.table.c
+    given.change(database, jobs.table, job.id == old[0], pos=job.pos - 90_000_000)
+    given.change(database, jobs.table, job.id == put_off, state="delayed", pos=job.pos - 900_000_000, run_at=5e9)
+    with database.reading() as tx:
+        ages = {(model, lane): age for model, lane, age in census.take(tx, 15.0).ages}
+    assert ages.keys() == {("fake", "standard"), ("other", "bulk")}
+    assert ages["fake", "standard"] == pytest.approx(90, abs=20)
+    assert 0 <= ages["other", "bulk"] < 20

@@ -38,10 +38,39 @@ def test_an_old_incarnation_has_no_say(database: Database) -> None:
         assert engines.predecessor(tx, "engine") == new
         assert engines.predecessor(tx, "other") is None
         assert not engines.seen(tx, old)
-        assert not engines.go_live(tx, old, 1, 0, ["stolen"])
+        assert not engines.go_live(tx, old, 1, 0, {"stolen": None})
         engines.leave(tx, old, "gone")
         assert len(engines.live(tx, 15.0, "fake")) == 1
         assert engines.names(tx, "engine") == ["fake"]
+
+
+def test_a_model_may_have_slots_of_its_own(database: Database) -> None:
+    """Its engine then counts with those, and with their part of the reserve; other models share the engine's."""
+    mine = given.engine(database)
+    with database.transaction() as tx:
+        served = {"shared": None, "few": 20, "one": 1, "none": 0}
+        assert engines.go_live(tx, mine, 100, 10, served)
+        found = {model: engines.live(tx, 15.0, model) for model in served}
+        assert found["shared"] == engines.live(tx, 15.0) == [engines.Live("engine", 100, 10)]
+        assert found["few"] == [engines.Live("engine", 20, 2, apart=True)]
+        assert found["one"] == [engines.Live("engine", 1, 0, apart=True)]
+        assert found["none"] == [engines.Live("engine", 0, 0, apart=True)]
+
+
+def test_a_live_engine_may_change_what_it_offers(database: Database) -> None:
+    """Slots, reserve and models at any time; not once its name is taken, and a change opens no closed engine."""
+    mine = given.engine(database, models=["a"])
+    with database.transaction() as tx:
+        assert engines.change(tx, mine, 8, 1, {"b": 4, "c": None})
+        assert engines.live(tx, 15.0, "a") == []
+        assert [engine.slots for model in "bc" for engine in engines.live(tx, 15.0, model)] == [4, 8]
+        engines.leave(tx, mine, "draining")
+        assert engines.change(tx, mine, 16, 1, {"b": None})
+        assert engines.live(tx, 15.0) == []
+    given.engine(database, models=["a"])
+    with database.transaction() as tx:
+        assert not engines.change(tx, mine, 1, 0, {"stolen": None})
+        assert engines.names(tx, "engine") == ["a"]
 
 
 def test_an_engine_that_restarts_serves_what_it_says_now(database: Database) -> None:

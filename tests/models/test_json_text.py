@@ -38,6 +38,12 @@ def test_a_bad_character_is_named_with_its_place(raw: bytes, found: tuple[str, i
     assert bad_character(raw) == found
 
 
+def test_a_nul_may_be_allowed() -> None:
+    """Where texts are only handed on; surrogates stay refused."""
+    assert bad_character(rb'"\u0000 and more"', nul=True) is None
+    assert bad_character(rb'"\u0000 \ud800"', nul=True) == ("lone_surrogate", 8)
+
+
 def test_a_bad_character_in_words() -> None:
     """The words are for the client."""
     found = [bad_character(raw) for raw in (rb'"\u0000"', rb'"\udc00"')]

@@ -69,6 +69,15 @@ def test_candidates_are_queued_jobs_of_this_model_and_lane(database: Database) -
         assert [job.id for job in queue.candidates(tx, "fake", "standard", "", 10)] == [mine]
 
 
+def test_a_candidate_is_what_a_policy_decides_by(database: Database) -> None:
+    """Its owner, place, estimated tokens and the number of how its prompt begins."""
+    (ident,) = given.submitted(database, tokens=7, prefix=2**63 - 1)
+    with database.reading() as tx:
+        (found,) = queue.candidates(tx, "fake", "standard", "", 10)
+    assert (found.id, found.owner, found.tokens, found.prefix) == (ident, "alice", 7, 2**63 - 1)
+    assert found.pos == given.job(database, ident).pos
+
+
 def test_one_owner_can_fill_a_batch_alone(database: Database) -> None:
     """Taking turns costs nothing when nobody else waits."""
     ids = given.submitted(database, 12)

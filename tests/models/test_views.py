@@ -127,5 +127,5 @@ def test_ended_names_jobs_that_need_not_be_waited_for(database: Database) -> Non
     waiting, cancelled = given.submitted(database, 2)
     with database.transaction() as tx:
         ends.cancel(tx, "alice", cancelled)
-        assert views.ended(tx, [waiting, cancelled, "job_gone"]) == {cancelled, "job_gone"}
-        assert views.ended(tx, []) == set()
+        assert views.states(tx, [waiting, cancelled, "job_gone"]) == {waiting: "queued", cancelled: "cancelled"}
+        assert views.states(tx, []) == {}

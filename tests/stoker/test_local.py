@@ -90,7 +90,7 @@ def test_other_databases_are_told_as_they_are(url: str) -> None:
 
 def test_a_bad_setting_is_named(tmp_path: Path) -> None:
     """A value that is not allowed: the variable and what is."""
-    with pytest.raises(SettingsError, match=r"STOKER_ENGINE: .*'vllm' or 'fake'"):
+    with pytest.raises(SettingsError, match=r"STOKER_ENGINE: .*'vllm', 'upstream' or 'fake'"):
         local.up({"data": tmp_path, "engine": "magic"}, print)
 
 

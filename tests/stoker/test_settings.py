@@ -33,6 +33,16 @@ def test_one_lost_beat_is_no_death() -> None:
     assert load(engine_gone_after=10, lease=10).heartbeat == 5
 
 
+def test_each_lane_has_its_own_policy() -> None:
+    """`fixed` unless another one is set; one that does not exist is refused with those that do."""
+    assert {rules.policy for rules in load().lanes.values()} == {"fixed"}
+    lanes = load(standard_policy="token_budget", bulk_policy="bucketed").lanes
+    assert [rules.policy for rules in lanes.values()] == ["fixed", "token_budget", "bucketed"]
+    said = refused(bulk_policy="sorted")
+    assert said.startswith("STOKER_BULK_POLICY: ")
+    assert "'adaptive'" in said
+
+
 @pytest.mark.parametrize("secret", ["", GOOD, f"{GOOD} whsec_{b64encode(b'o' * 24).decode()}"])
 def test_secrets_that_sign_are_taken(secret: str) -> None:
     """None, one, or the new and the old one while they are changed."""

@@ -74,7 +74,7 @@ def alive(database: Database, name: str = "engine", slots: int = 16, reserve: in
     with database.transaction() as tx:
         engines.register(tx, mine)
         engines.remember(tx, "fake", None, None)
-        engines.go_live(tx, mine, slots, reserve, ["fake"])
+        engines.go_live(tx, mine, slots, reserve, {"fake": None})
     return mine
 
 

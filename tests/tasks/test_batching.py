@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from models.queue import Candidate
 from stoker.settings import load
-from tasks import batching
+from tasks import batching, policies
 from tasks.batching import Batch, Load, Room, Wait
 
 RULES = load(engine="fake").lanes
@@ -20,6 +20,13 @@ NOW = 1_000_000.0
 def queued(*ages: float, owner: str = "a", tokens: int = 10) -> list[Candidate]:
     """Return jobs that were queued so many seconds ago."""
     return [Candidate(f"{owner}{n}", owner, tokens, int((NOW - age) * 1e6)) for n, age in enumerate(ages)]
+
+
+def plan(jobs: list[Candidate], space: Room, lane: str, cut_at: float = 0.0) -> Batch | Wait:
+    """Return what a lane's own policy decides now."""
+    rules = RULES[lane]
+    limits = policies.limits(rules.policy, rules.largest, space.jobs, rules.largest)
+    return batching.plan(jobs, space, rules, limits, now=NOW, cut_at=cut_at)
 
 
 candidates = st.lists(
@@ -38,7 +45,7 @@ candidates = st.lists(
 @given(candidates, st.integers(1, 40), st.integers(1, 2000))
 def test_a_batch_keeps_its_bounds(jobs: list[Candidate], most: int, max_tokens: int) -> None:
     """A batch has at most so many jobs and tokens, except that one job that is too large goes alone."""
-    taken = batching.fill(jobs, most, max_tokens)
+    taken = policies.fill(policies.interleave(jobs), most, max_tokens)
     assert len(taken) <= most
     assert sum(job.tokens for job in taken) <= max_tokens or len(taken) == 1
     assert bool(taken) == bool(jobs)
@@ -48,7 +55,7 @@ def test_a_batch_keeps_its_bounds(jobs: list[Candidate], most: int, max_tokens: 
 @given(candidates, st.integers(1, 40))
 def test_owners_take_turns(jobs: list[Candidate], most: int) -> None:
     """No owner gets two jobs more than another who still has some waiting."""
-    taken = Counter(job.owner for job in batching.fill(jobs, most, 10**9))
+    taken = Counter(job.owner for job in policies.fill(policies.interleave(jobs), most, 10**9))
     waiting = Counter(job.owner for job in jobs) - taken
     for owner in waiting:
         assert all(taken[owner] >= count - 1 for count in taken.values())
@@ -57,14 +64,22 @@ def test_owners_take_turns(jobs: list[Candidate], most: int) -> None:
 @given(candidates)
 def test_interleaving_keeps_each_owners_order(jobs: list[Candidate]) -> None:
     """Turns change who goes when, never the order within one owner's line; nothing is lost."""
-    mixed = batching.interleave(jobs)
+    mixed = policies.interleave(jobs)
     assert Counter(mixed) == Counter(jobs)
     for owner in "abcde":
         assert [job for job in mixed if job.owner == owner] == [job for job in jobs if job.owner == owner]
 
 
 @given(
-    st.lists(st.builds(Load, slots=st.integers(1, 512), reserve=st.integers(0, 10), running=st.integers(0, 600))),
+    st.lists(
+        st.builds(
+            Load,
+            slots=st.integers(1, 512),
+            reserve=st.integers(0, 10),
+            running=st.integers(0, 600),
+            realtime=st.integers(0, 20),
+        )
+    ),
     st.dictionaries(st.sampled_from(["realtime", "standard", "bulk"]), st.integers(0, 300)),
     st.sampled_from(["realtime", "standard", "bulk"]),
 )
@@ -81,31 +96,39 @@ def test_room_is_bounded(loads: list[Load], ready: dict[str, int], lane: str) ->
 
 def test_realtime_uses_the_reserve_and_overtakes_ready() -> None:
     """Bulk leaves the reserve free; realtime takes it and does not count the batches that it overtakes."""
-    loads = [Load(slots=10, reserve=2, running=8)]
+    loads = [Load(slots=10, reserve=2, running=8, realtime=8)]
     assert batching.room(loads, {"bulk": 8}, "bulk", 0.0).jobs == 0
     assert batching.room(loads, {"bulk": 8}, "realtime", 0.0).jobs == 2
 
 
+def test_realtime_has_room_on_an_engine_full_of_bulk() -> None:
+    """Running jobs of the lower lanes take none of realtime's room, however far beyond its slots they are."""
+    loads = [Load(slots=10, reserve=2, running=60, realtime=3)]
+    assert batching.room(loads, {"bulk": 10}, "realtime", 0.0).jobs == 7
+    assert batching.room(loads, {}, "standard", 0.0).jobs == 0
+    assert batching.room(loads, {"realtime": 7}, "realtime", 0.0).jobs == 0
+
+
 def test_a_realtime_job_on_an_idle_engine_goes_at_once() -> None:
     """The realtime lane waits for nobody while an engine is idle."""
-    step = batching.plan(queued(0.0), Room(8, idle=True), RULES["realtime"], now=NOW, cut_at=0.0)
+    step = plan(queued(0.0), Room(8, idle=True), "realtime", cut_at=0.0)
     assert isinstance(step, Batch)
 
 
 @pytest.mark.parametrize(("lane", "wait"), [("standard", 0.05), ("bulk", 0.5)])
 def test_an_underfilled_batch_waits_for_company(lane: str, wait: float) -> None:
     """It waits as long as the lane says, from the oldest job on, and is then cut as it is."""
-    young = batching.plan(queued(wait / 2, 0.0), Room(64, idle=True), RULES[lane], now=NOW, cut_at=0.0)
+    young = plan(queued(wait / 2, 0.0), Room(64, idle=True), lane, cut_at=0.0)
     assert isinstance(young, Wait)
     assert young.seconds == pytest.approx(wait / 2, abs=1e-3)
-    old = batching.plan(queued(wait, 0.0), Room(64, idle=True), RULES[lane], now=NOW, cut_at=0.0)
+    old = plan(queued(wait, 0.0), Room(64, idle=True), lane, cut_at=0.0)
     assert isinstance(old, Batch)
     assert (old.reason, len(old.ids)) == ("waited", 2)
 
 
 def test_a_full_batch_does_not_wait() -> None:
     """As many jobs as the largest batch are cut at once, however young."""
-    step = batching.plan(queued(*[0.0] * 40), Room(64, idle=False), RULES["standard"], now=NOW, cut_at=NOW)
+    step = plan(queued(*[0.0] * 40), Room(64, idle=False), "standard", cut_at=NOW)
     assert isinstance(step, Batch)
     assert (step.reason, len(step.ids)) == ("full", 32)
 
@@ -113,7 +136,7 @@ def test_a_full_batch_does_not_wait() -> None:
 def test_tokens_fill_a_batch_too() -> None:
     """A batch that is full of tokens does not wait for more jobs."""
     large = queued(*[0.0] * 10, tokens=100_000)
-    step = batching.plan(large, Room(64, idle=True), RULES["standard"], now=NOW, cut_at=NOW)
+    step = plan(large, Room(64, idle=True), "standard", cut_at=NOW)
     assert isinstance(step, Batch)
     assert (step.reason, len(step.ids), step.tokens) == ("full", 2, 200_000)
 
@@ -122,17 +145,17 @@ def test_a_busy_engine_gets_no_slivers() -> None:
     """With a backlog, a little room on a busy engine is left to grow, but no longer than the lane's wait."""
     backlog = queued(*[60.0] * 100)
     sliver = Room(2, idle=False, least=8)
-    step = batching.plan(backlog, sliver, RULES["bulk"], now=NOW, cut_at=NOW - 0.1)
+    step = plan(backlog, sliver, "bulk", cut_at=NOW - 0.1)
     assert isinstance(step, Wait)
     assert step.seconds == pytest.approx(0.4, abs=1e-3)
-    late = batching.plan(backlog, sliver, RULES["bulk"], now=NOW, cut_at=NOW - 0.6)
+    late = plan(backlog, sliver, "bulk", cut_at=NOW - 0.6)
     assert isinstance(late, Batch)
     assert len(late.ids) == 2
 
 
 def test_without_room_the_doorbell_decides() -> None:
     """While engines are full there is no time at which to look again: room is told of."""
-    assert batching.plan(queued(99.0), Room(0, idle=False), RULES["bulk"], now=NOW, cut_at=0.0) == Wait(None)
+    assert plan(queued(99.0), Room(0, idle=False), "bulk", cut_at=0.0) == Wait(None)
 
 
 def test_lower_lanes_get_their_share() -> None:

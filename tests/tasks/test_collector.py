@@ -12,10 +12,11 @@ import pytest
 import sqlalchemy as sa
 
 from models import batches, engines, jobs, queue
-from models.db import Database
+from models.db import Database, now
+from models.jobs import NewJob
 from stoker.settings import Settings
-from tasks import collector
-from tests.tasks.inprocess import Bell, alive, states, submit
+from tasks import collector, sizes
+from tests.tasks.inprocess import Bell, alive, chat, states, submit
 
 
 @pytest.fixture
@@ -83,6 +84,104 @@ def test_realtime_overtakes_a_full_backlog(database: Database, settings: Setting
     assert [job.id for job in claimed.jobs] == [urgent]
 
 
+def busy(database: Database, settings: Settings, mine: engines.Incarnation, *prompts: str) -> None:
+    """Bring bulk jobs to where they run on an engine."""
+    submit(database, *prompts, lane="bulk")
+    time.sleep(settings.bulk_wait)
+    collector.cut_all(database, settings, "fake")
+    with database.transaction() as tx:
+        while batches.claim(tx, mine, [0, 1, 2], 15.0, idle=False) is not None:
+            pass
+
+
+def test_realtime_gets_room_on_an_engine_full_of_bulk(database: Database, settings: Settings, bell: Bell) -> None:
+    """Bulk jobs that run beyond an engine's slots do not hold up a realtime job until their tail ends."""
+    mine = alive(database, slots=16, reserve=2)
+    for _ in range(3):
+        busy(database, settings, mine, *map(str, range(20)))
+    assert states(database)["running"] >= 16
+    submit(database, "now", lane="realtime")
+    time.sleep(settings.lanes["realtime"].wait_busy)
+    collector.cut_all(database, settings, "fake")
+    assert [batch.lane for batch in cut(database)].count("realtime") == 1
+
+
+def test_a_worker_may_cut_realtime_itself(database: Database, settings: Settings, bell: Bell) -> None:
+    """Only that lane, no more than it has room for, and claimed in the same transaction."""
+    mine = alive(database, slots=16, reserve=2)
+    busy(database, settings, mine, *map(str, range(16)))
+    submit(database, *map(str, range(40)), lane="bulk")
+    with database.transaction() as tx:
+        assert collector.cut_realtime(tx, settings, "fake", 16) is None
+    first, second = submit(database, "now", "and now", lane="realtime")
+    with database.transaction() as tx:
+        made = collector.cut_realtime(tx, settings, "fake", 1)
+        assert made is not None
+        batch_id, cut_ = made
+        claimed = batches.claim_one(tx, mine, batch_id, 15.0)
+    assert list(cut_.ids) == [first]
+    assert claimed is not None
+    assert [job.id for job in claimed.jobs] == [first]
+    with database.transaction() as tx:
+        again = collector.cut_realtime(tx, settings, "fake", 15)
+        assert again is not None
+        assert list(again[1].ids) == [second]
+        assert collector.cut_realtime(tx, settings, "fake", 14) is None
+
+
+def test_what_a_worker_cuts_for_itself_is_paid_for(database: Database, settings: Settings, bell: Bell) -> None:
+    """The lanes below earn their share of it while they wait."""
+    alive(database)
+    submit(database, "lower", lane="bulk")
+    submit(database, *map(str, range(8)), lane="realtime")
+    with database.transaction() as tx:
+        assert collector.cut_realtime(tx, settings, "fake", 8) is not None
+        turns = queue.lock(tx, "fake")
+    assert turns["bulk"].deficit == pytest.approx(8 * settings.bulk_share)
+    assert turns["realtime"].deficit == 0
+
+
+def other(database: Database, count: int) -> None:
+    """Store bulk jobs for another model."""
+    with database.transaction() as tx:
+        for _ in range(count):
+            endpoint = "/v1/chat/completions"
+            jobs.submit(tx, NewJob(owner="o", model="other", endpoint=endpoint, body=chat("x"), lane="bulk"))
+
+
+@pytest.mark.parametrize("own", [None, 16])
+def test_a_models_backlog_leaves_the_next_model_room(
+    database: Database, settings: Settings, bell: Bell, own: int | None
+) -> None:
+    """Of two models behind one engine the one with the full READY backlog does not keep the other out."""
+    mine = alive(database, slots=16, reserve=2)
+    with database.transaction() as tx:
+        engines.change(tx, mine, 16, 2, {"fake": own, "other": own})
+    submit(database, *map(str, range(100)), lane="bulk")
+    other(database, 100)
+    collector.cut_all(database, settings, "fake")
+    collector.cut_all(database, settings, "other")
+    sizes = Counter[str]()
+    for batch in cut(database):
+        sizes[batch.model] += batch.size
+    assert sizes["fake"] == sizes["other"] > 0
+
+
+def test_only_its_own_jobs_take_up_a_models_own_slots(database: Database, settings: Settings, bell: Bell) -> None:
+    """What runs of another model on the same engine counts where they share slots, and only there."""
+    mine = alive(database, slots=16, reserve=0)
+    for own, room in ((8, 8), (None, 4)):
+        with database.transaction() as tx:
+            tx.execute(sa.delete(jobs.table))
+            tx.execute(sa.delete(batches.table))
+            engines.change(tx, mine, 16, 0, {"fake": None, "other": own})
+        busy(database, settings, mine, *map(str, range(16)))
+        other(database, 100)
+        time.sleep(settings.bulk_wait)
+        collector.cut_all(database, settings, "other")
+        assert sum(batch.size for batch in cut(database) if batch.model == "other") == room
+
+
 def test_an_upload_does_not_hold_up_another_owner(database: Database, settings: Settings, bell: Bell) -> None:
     """Another owner's ten jobs are in the next batch, behind ten of the thousand that were first."""
     alive(database, slots=64, reserve=4)
@@ -93,6 +192,57 @@ def test_an_upload_does_not_hold_up_another_owner(database: Database, settings: 
         first = cut(database)[0].id
         taken = tx.execute(sa.select(jobs.table.c.id).where(jobs.table.c.batch_id == first)).scalars().all()
     assert set(few) <= set(taken)
+
+
+def test_bucketed_cuts_what_is_alike_together(database: Database, settings: Settings, bell: Bell) -> None:
+    """By prefix first, then by length, from a window that is larger than the batch."""
+    mine = settings.model_copy(update={"bulk_policy": "bucketed", "bulk_batch": 8})
+    alive(database, slots=64, reserve=4)
+    for nth in range(8):
+        submit(database, f"long{nth}", lane="bulk", tokens=2000)
+        submit(database, f"short{nth}", lane="bulk", tokens=20)
+        submit(database, f"alike{nth}", lane="bulk", tokens=40 if nth else 3000, prefix=7)
+    collector.cut_all(database, mine, "fake")
+    with database.reading() as tx:
+        groups = [
+            {tuple(row) for row in tx.execute(sa.select(jobs.table.c.tokens, jobs.table.c.prefix).where(of_batch))}
+            for batch in cut(database)
+            for of_batch in [jobs.table.c.batch_id == batch.id]
+        ]
+    assert groups == [{(2000, 0)}, {(20, 0)}, {(3000, 7), (40, 7)}]
+
+
+def test_a_token_budget_is_not_bounded_by_jobs(database: Database, settings: Settings, bell: Bell) -> None:
+    """A batch has as many jobs as fit into the lane's tokens and the room."""
+    mine = settings.model_copy(
+        update={"bulk_policy": "token_budget", "bulk_batch": 8, "bulk_tokens": 1000, "ready_backlog": 0.0}
+    )
+    alive(database, slots=64, reserve=4)
+    submit(database, *map(str, range(100)), lane="bulk", tokens=20)
+    collector.cut_all(database, mine, "fake")
+    assert [(batch.size, batch.reason) for batch in cut(database)] == [(50, "full"), (10, "full")]
+
+
+def test_adaptive_goes_by_what_batches_took(
+    database: Database, settings: Settings, bell: Bell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fixed without data; then the size that is best on this engine; what was read is not read again at once."""
+    mine = settings.model_copy(update={"bulk_policy": "adaptive", "bulk_batch": 16, "ready_backlog": 0.0})
+    alive(database, slots=16, reserve=0)
+    with database.transaction() as tx:
+        assert sizes.learned(tx, "fake", "bulk", 16) == 16
+        row = {"model": "fake", "lane": "bulk", "rank": 2, "state": "finished", "reason": "full", "engine_id": "engine"}
+        clock = tx.execute(sa.select(now())).scalar_one()
+        for nth, size in enumerate([4, 8, 16, 32] * 4):
+            began = clock - 400 + 10 * nth
+            times = {"claimed_at": began, "finished_at": began + max(4, size) / 4, "created_at": began}
+            row = {**row, **times, "id": f"batch_{nth}", "size": size, "tokens": 10 * size}
+            tx.execute(sa.insert(batches.table).values(row))
+        assert sizes.learned(tx, "fake", "bulk", 16) == 16
+    monkeypatch.setattr(sizes, "READ_EVERY", 0.0)
+    submit(database, *map(str, range(100)), lane="bulk")
+    collector.cut_all(database, mine, "fake")
+    assert [batch.size for batch in cut(database) if batch.state == "ready"] == [4, 4, 4, 4]
 
 
 def test_five_collectors_at_once(database: Database, settings: Settings, bell: Bell) -> None:

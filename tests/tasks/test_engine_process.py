@@ -39,7 +39,7 @@ def note(database: Database, incarnation: engines.Incarnation, **values: object)
     """Store an incarnation as it would have, then change it."""
     with database.transaction() as tx:
         engines.register(tx, incarnation)
-        engines.go_live(tx, incarnation, 8, 1, ["fake"])
+        engines.go_live(tx, incarnation, 8, 1, {"fake": None})
         tx.execute(sa.update(engines.table).values(seen_at=now() + 60, **values))
 
 

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from models import calls
 from models.calls import CHAT, COMPLETIONS, DEFAULT_ANSWER_TOKENS, EMBEDDINGS, RESPONSES
 from tasks.line_jobs import (
     MOST_TOKENS,
@@ -161,6 +162,33 @@ def test_tokens_are_the_text_and_the_answer(more: dict[str, Any], answer: int) -
     made = batch_line(line(BATCH | {"body": BODY | more}), RULES)
     assert isinstance(made, LineJob)
     assert made.tokens == min(MOST_TOKENS, len(made.body) // 4 + answer)
+
+
+def test_prompts_that_begin_alike_are_known_by_it_in_every_form() -> None:
+    """Lines of batches, bulks and CSV, and remade ones, have the number that the same call has anywhere else."""
+    system = "You are a careful assistant. " * 20
+    messages = [{"role": "system", "content": system}, {"role": "user", "content": "and?"}]
+    body = {"model": "demo", "messages": messages}
+    found = [
+        job_of({"messages": messages}),
+        job_of({"prompt": "other", "system": system}),
+        job_of({"prompt": "third"}, replace(BULK, system=system)),
+        job_of({"endpoint": CHAT, "body": body}),
+        batch_line(line({**BATCH, "body": body}), RULES),
+        csv_line({"prompt": "fourth", "system": system}, BULK),
+        remade(json.dumps(body, indent=1), CHAT, BULK),
+    ]
+    want = calls.prefix(CHAT, json.dumps(messages).encode())
+    assert want > 0
+    assert [made.prefix for made in found if isinstance(made, LineJob)] == [want] * len(found)
+    assert job_of(P).prefix == 0
+
+
+def test_a_line_without_content_has_no_prefix() -> None:
+    """A batch's body is sent as it is; what is missing is for the engine to say."""
+    made = batch_line(line({**BATCH, "body": {"model": "demo"}}), RULES)
+    assert isinstance(made, LineJob)
+    assert made.prefix == 0
 
 
 def test_embeddings_have_no_answer() -> None:

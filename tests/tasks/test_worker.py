@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
+import redis
 import sqlalchemy as sa
 
-from models import batches, cohorts, due, ends, jobs, results, views
+from models import batches, cohorts, due, ends, engines, jobs, results, streams, views
 from models.db import Database
 from models.engines import Incarnation
 from models.errors import DatabaseUnavailable
+from models.jobs import NewJob
 from stoker.settings import Settings, load
 from tasks import collector
 from tasks import worker as worker_module
-from tasks.engines.base import Completion, Outcome, Rejection, Request
+from tasks.engines.base import Completion, Outcome, Rejection, Request, ServedModel
 from tasks.engines.fake import FakeEngine
 from tasks.worker import Worker
 from tests.tasks.inprocess import Bell, incarnation, states, submit, until, worker
@@ -129,6 +133,7 @@ def test_a_cancelled_job_is_aborted_in_the_engine(database: Database, settings: 
         ends.cancel(tx, "owner", job_id)
     thread.join(5)
     assert not thread.is_alive()
+    until(lambda: not one.in_flight())  # another thread of it may have heard of the job first
     assert states(database) == {"cancelled": 1}
     with database.reading() as tx:
         assert tx.execute(sa.select(batches.table.c.state)).scalars().all() == ["finished"]
@@ -145,7 +150,17 @@ def test_several_batches_are_in_flight(database: Database, settings: Settings, s
     submit(database, *map(str, range(4)), lane="realtime")
     until(lambda: collector.cut_all(database, settings, "fake") is None)
     one.run()
-    assert states(database) == {"succeeded": 19, "running": 1}
+    until(lambda: states(database) == {"succeeded": 19, "running": 1})
+
+
+def test_a_realtime_batch_holds_none_of_celerys_threads(database: Database, settings: Settings, start: Start) -> None:
+    """However long its stream: as many run as the engine has slots, not as Celery has threads."""
+    one = start(fake_slots=8)
+    for prompt in ["[[slow:30]]"] * 3:
+        submit(database, prompt, lane="realtime")
+        until(lambda: collector.cut_all(database, settings, "fake") is None)
+    one.run()
+    assert states(database) == {"running": 3}
 
 
 def test_realtime_finds_its_reserve_free(database: Database, settings: Settings, start: Start) -> None:
@@ -213,7 +228,7 @@ def test_deferred_jobs_are_put_off_and_then_fail(database: Database, settings: S
     (job_id,) = submit(database, "[[defer:0]]", lane="realtime")
     collector.cut_all(database, settings, "fake")
     one.run()
-    assert states(database) == {"delayed": 1}
+    until(lambda: states(database) == {"delayed": 1})
     with database.transaction() as tx:
         tx.execute(sa.update(jobs.table).values(run_at=0.0))
         assert due.release_due(tx) == {"fake"}
@@ -287,6 +302,15 @@ class Held:
         """Return one batch that the database does not know."""
         return {"batch_unknown": ["job_unknown"]}
 
+    def renewed(self, batch_ids: Collection[str], at: float) -> None:
+        """Pass by."""
+
+    def offer_what_changed(self) -> None:
+        """Pass by."""
+
+    def record(self) -> None:
+        """Pass by."""
+
     def lose(self, batch_ids: Sequence[str]) -> None:
         """Record."""
         self.lost.extend(batch_ids)
@@ -357,8 +381,204 @@ def test_a_claim_whose_commit_is_in_doubt_is_given_back(
         one.run()
     assert states(database) == {"running": 1, "queued": 1}
     everything(database, settings, one, of=2)
+    until(lambda: not one._flights)
     thread.join(5)
     with database.reading() as tx:
         ends = tx.execute(sa.select(batches.table.c.state).order_by(batches.table.c.created_at)).scalars().all()
         assert tx.execute(sa.select(sa.func.count(jobs.table.c.cohort_id))).scalar_one() == 0
     assert ends == ["finished", "returned", "finished"]
+
+
+def serving(one: Worker, database: Database, *prompts: str) -> list[str]:
+    """Submit realtime jobs and page for them, as a web server does."""
+    ids = submit(database, *prompts, lane="realtime")
+    one.serve("fake")
+    return ids
+
+
+def test_a_page_is_served_at_once(database: Database, start: Start, bell: Bell) -> None:
+    """Cut and claimed in one go: no collector, and no message."""
+    one = start()
+    bell.rung.clear()
+    serving(one, database, "now")
+    until(lambda: states(database) == {"succeeded": 1})
+    until(lambda: not one.in_flight())
+    with database.reading() as tx:
+        (batch,) = tx.execute(sa.select(batches.table)).all()
+    assert (batch.state, batch.lane, batch.size) == ("finished", "realtime", 1)
+    assert {what for what, _ in bell.rung} <= {"deliver"}
+
+
+def test_a_page_for_nothing_does_nothing(database: Database, start: Start) -> None:
+    """Pages come twice, late, and for models that are not served here."""
+    one = start()
+    for model in ("fake", "other", ""):
+        one.serve(model)
+    submit(database, "not for a page", lane="bulk")
+    one.serve("fake")
+    assert states(database) == {"queued": 1}
+    assert one._claims.passed_over() == []
+
+
+def test_many_are_served_at_once(database: Database, start: Start) -> None:
+    """More than a batch, paged for by many at the same time: each runs once."""
+    one = start()
+    submit(database, *map(str, range(100)), lane="realtime")
+    threads = [threading.Thread(target=one.serve, args=("fake",)) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    until(lambda: states(database) == {"succeeded": 100})
+    for thread in threads:
+        thread.join(10)
+    with database.reading() as tx:
+        assert set(tx.execute(sa.select(jobs.table.c.attempts)).scalars()) == {1}
+    until(lambda: not one._claims._passed_over)
+
+
+def test_whoever_found_no_room_is_served_when_it_comes(database: Database, start: Start) -> None:
+    """As soon as one job of a batch ends, though the others go on: no ring is needed."""
+    one = start(fake_slots=4, ready_backlog=0.0)
+    _, *others = serving(one, database, "[[slow:0.5]]", *["[[slow:60]]"] * 3)
+    until(lambda: states(database) == {"running": 4})
+    serving(one, database, "next")
+    assert states(database) == {"running": 4, "queued": 1}
+    until(lambda: states(database) == {"succeeded": 2, "running": 3})
+    _end_all(database, one, others)
+
+
+def test_room_that_a_cancelled_job_leaves_is_used(database: Database, start: Start) -> None:
+    """A client hangs up: the next is served at once."""
+    one = start(fake_slots=2, ready_backlog=0.0)
+    first, second = serving(one, database, "[[hang]] 1", "[[hang]] 2")
+    until(lambda: states(database) == {"running": 2})
+    serving(one, database, "next")
+    with database.transaction() as tx:
+        ends.cancel(tx, "owner", first)
+    one.look_for_stopped()
+    until(lambda: states(database) == {"cancelled": 1, "succeeded": 1, "running": 1})
+    _end_all(database, one, [second])
+
+
+def _end_all(database: Database, one: Worker, ids: Sequence[str]) -> None:
+    for job_id in ids:
+        with database.transaction() as tx:
+            ends.cancel(tx, "owner", job_id)
+    until(lambda: not one.in_flight())
+
+
+def test_static_batching_serves_one_batch_after_the_other(database: Database, start: Start, bell: Bell) -> None:
+    """With one batch in flight a page waits for its end, and is served then."""
+    one = start(batches_in_flight=1)
+    serving(one, database, "[[slow:0.3]]")
+    until(lambda: states(database) == {"running": 1})
+    serving(one, database, "next")
+    assert states(database) == {"running": 1, "queued": 1}
+    until(lambda: states(database) == {"succeeded": 2})
+
+
+def test_what_lies_ready_is_rung_for_behind_a_page(
+    database: Database, settings: Settings, start: Start, bell: Bell
+) -> None:
+    """Static batching: a batch that was turned away while a page was served is not left lying."""
+    one = start(batches_in_flight=1)
+    serving(one, database, "[[slow:2]]")
+    until(lambda: states(database) == {"running": 1})
+    submit(database, "lower", lane="bulk")
+    until(lambda: collector.cut_all(database, settings, "fake") is None)
+    one.run()
+    assert states(database) == {"running": 1, "batched": 1}
+    bell.rung.clear()
+    until(lambda: ("engine", settings.engine_name) in bell.rung)
+    one.run()
+    assert states(database) == {"succeeded": 2}
+
+
+def test_a_cohort_is_not_kept_waiting_by_pages(database: Database, settings: Settings, start: Start) -> None:
+    """An engine that a cohort waits for takes no new realtime jobs until it had its turn."""
+    one = start()
+    serving(one, database, "[[slow:0.5]]")
+    until(lambda: states(database) == {"running": 1})
+    (suspect,) = submit(database, "suspect", lane="bulk")
+    with database.transaction() as tx:
+        alone = jobs.table.c.id == suspect
+        tx.execute(sa.update(jobs.table).where(alone).values(cohort_id="cohort_1"))
+    collector.cut_all(database, settings, "fake")
+    serving(one, database, "now")
+    assert states(database) == {"running": 1, "batched": 1, "queued": 1}
+    until(lambda: not one._flights)
+    one.run()
+    until(lambda: states(database).get("succeeded", 0) >= 2)
+    until(lambda: not one._flights)
+    one.serve("fake")
+    until(lambda: states(database) == {"succeeded": 3})
+
+
+def test_a_drain_returns_what_pages_brought(database: Database, start: Start) -> None:
+    """Closed at once, as Celery does that knows nothing of it: returned uncharged, and the process does not fail."""
+    one = start(drain_timeout=0.2)
+    serving(one, database, "[[slow:60]]")
+    until(lambda: states(database) == {"running": 1})
+    one.drain()
+    one.close()
+    assert states(database) == {"queued": 1}
+    with database.reading() as tx:
+        assert tx.execute(sa.select(batches.table.c.state)).scalars().all() == ["returned"]
+        (left,) = tx.execute(sa.select(jobs.table)).all()
+    assert (left.cohort_id, left.lone_deaths) == (None, 0)
+    one.serve("fake")
+    assert states(database) == {"queued": 1}
+
+
+def test_what_an_engine_offers_may_change(database: Database, settings: Settings, bell: Bell) -> None:
+    """New models are stored and their queues looked at; nothing is written while all stays as it was."""
+    engine = Changing(settings)
+    engine.start()
+    one = worker(database, load(**{**settings.model_dump(), "cancel_poll": 0.05}), bell, engine)
+    bell.rung.clear()
+    engine.changed = "new"
+    until(lambda: ("collector", "new/") in bell.rung)
+    with database.reading() as tx:
+        assert [row.name for row in engines.served(tx, 15.0)] == ["fake", "new"]
+    (job_id,) = submit(database, "hi", lane="realtime")
+    one.serve("fake")
+    until(lambda: states(database) == {"succeeded": 1})
+    one.drain()
+    until(lambda: not one.in_flight())
+    one.close()
+    assert job_id
+
+
+class Changing(FakeEngine):
+    """An engine that serves one more model when it is told to."""
+
+    changed = ""
+
+    @property
+    def models(self) -> tuple[ServedModel, ...]:
+        """Return what it serves by now."""
+        return (*super().models, *([ServedModel(self.changed, slots=1)] if self.changed else ()))
+
+
+def test_tokens_end_only_with_the_answer(database: Database, start: Start, redis_url: str, settings: Settings) -> None:
+    """What a streamed job says is in Redis, in order and with its end; a job that is put off has no end."""
+    one = start()
+    with database.transaction() as tx:
+        body = json.dumps({"model": "fake", "stream": True, "messages": [{"role": "user", "content": "a b c"}]})
+        new = NewJob(owner="owner", model="fake", endpoint="/v1/chat/completions", body=body, lane="realtime")
+        job_id = jobs.submit(tx, new).id
+        cut = jobs.submit(tx, replace(new, body=body.replace("a b c", "[[cut]] a b c"))).id
+    one.serve("fake")
+    until(lambda: states(database) == {"succeeded": 1, "delayed": 1})
+    with redis.Redis.from_url(redis_url) as store:
+        assert _said(store, job_id)[-1] == streams.END
+        said = "".join(
+            json.loads(event)["choices"][0]["delta"].get("content", "") for event in _said(store, job_id)[:-1]
+        )
+        assert said == "echo: a b c"
+        assert streams.END not in _said(store, cut)
+    until(lambda: not one._tokens._waiting)
+
+
+def _said(store: Any, job_id: str) -> list[str]:
+    pieces = [streams.decode_one(fields[streams.FIELD]) for _, fields in store.xrange(streams.key(job_id))]
+    return [event for piece in pieces if piece is not None for event in piece.events]

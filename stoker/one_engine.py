@@ -1,0 +1,77 @@
+"""`stoker engine`: one more engine for a service that runs: another model, another GPU, another machine.
+
+```
+find the service's database and Redis -> run the engine's worker -> start it again whenever it fails -> Ctrl-C: drain
+```
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from stoker.processes import Ledger
+from stoker.running import CANNOT_START, EngineCannotStart, UpError
+from stoker.services import Service, commands, environment
+from stoker.settings import Settings, load
+from stoker.supervisor import Signals, Supervisor
+
+DRAIN_MARGIN = 10.0
+
+Say = Callable[[str], None]
+
+
+def run(given: Mapping[str, object], say: Say) -> int:
+    """Run the engine until somebody asks for its end; return the exit status. Raises UpError and SettingsError."""
+    settings = _joined(given)
+    if settings.engine == "vllm" and not settings.model:
+        raise UpError("which model? --model names a folder or a Hugging Face id")
+    folder = settings.data / "engines" / settings.engine_name
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    program, *arguments = commands(settings)["engine"]
+    command = (sys.executable, "-m", program, *arguments)
+    with Signals() as signals:
+        supervisor = Supervisor(Ledger(folder / "processes.json"), folder, signals, say)
+        supervisor.start(Service("engine", command, folder, environment(settings, os.environ)))
+        say(f"engine {settings.engine_name}: loading; its log: {folder / 'engine.log'}")
+        try:
+            while not signals.asked:
+                for gone in supervisor.tend(2.0):
+                    if gone.status == CANNOT_START:
+                        raise EngineCannotStart(_why(gone.said))
+                    say(f"engine {settings.engine_name}: died ({gone.how}); starting again in {gone.delay:.1f} s")
+        finally:
+            signals.asked = 0
+            say(f"stopping: running jobs have {settings.drain_timeout:g} s to finish (again: at once)")
+            supervisor.stop(["engine"], settings.drain_timeout + DRAIN_MARGIN)
+    return 0
+
+
+def _joined(given: Mapping[str, object]) -> Settings:
+    """Return the settings of an engine that works for the service of the data folder, or for the one that is given."""
+    settings = load(**given)
+    data = settings.data.expanduser().absolute()
+    found: dict[str, object] = {"data": data}
+    if "redis_url" not in settings.model_fields_set:
+        found["redis_url"] = _bundled_redis(data)
+    if settings.model and Path(settings.model).expanduser().is_dir():
+        found["model"] = str(Path(settings.model).expanduser().absolute())
+    return load(**{**given, **found})
+
+
+def _bundled_redis(data: Path) -> str:
+    """Return the URL of the Redis that `stoker up` runs in a data folder."""
+    config = data / "redis/redis.conf"
+    said = config.read_text() if config.exists() else ""
+    port, password = (re.search(rf"^{name} (\S+)$", said, re.MULTILINE) for name in ("port", "requirepass"))
+    if port is None or password is None:
+        raise UpError(f"no service runs in {data}: name its folder with --data, or its database and Redis")
+    return f"redis://:{password[1]}@127.0.0.1:{port[1]}/0"
+
+
+def _why(said: str) -> str:
+    lines = [line for line in said.splitlines() if line.startswith("stoker engine: ")]
+    return lines[-1].removeprefix("stoker engine: ") if lines else "the engine cannot start"
