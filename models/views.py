@@ -126,10 +126,3 @@ def queue_position(tx: sa.Connection, row: AnyRow, most: int = 1000) -> int | No
 def states(tx: sa.Connection, ids: Iterable[str]) -> dict[str, str]:
     """Return the state of each of these jobs that exists."""
     return {row[0]: row[1] for row in tx.execute(sa.select(_job.id, _job.state).where(among(_job.id, ids)))}
-
-
-def ended(tx: sa.Connection, ids: Iterable[str]) -> set[str]:
-    """Return which of these jobs have reached an end state (or are gone)."""
-    asked = list(ids)
-    still_open = sa.select(_job.id).where(among(_job.id, asked), jobs.OPEN)
-    return set(asked) - set(tx.execute(still_open).scalars())

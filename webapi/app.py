@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from importlib.metadata import version
+from threading import BoundedSemaphore
 
 import structlog
 from flask import Flask, Response, g, request
@@ -15,10 +16,28 @@ from models.errors import DatabaseUnavailable, StokerError
 from models.storage import Storage
 from stoker import settings as stoker_settings
 from stoker.settings import Settings
-from webapi import auth, batches, bulks, errors, files, health, jobs, json_body, logs, metrics, openapi
+from webapi import (
+    auth,
+    batches,
+    bulks,
+    completions,
+    errors,
+    events,
+    files,
+    health,
+    jobs,
+    json_body,
+    logs,
+    metrics,
+    openapi,
+    responses,
+    tracing,
+)
 from webapi.context import EXTENSION, Context
 from webapi.doorbell import Doorbell
+from webapi.following import Recorded
 from webapi.known_models import KnownModels
+from webapi.pager import Pager
 from webapi.waiters import Waiters
 
 log = structlog.get_logger("stoker.web")
@@ -42,17 +61,22 @@ def create_app(settings: Settings | None = None) -> Flask:
         raise
     app = openapi.new_app("webapi", version("stoker"))
     app.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes
+    doorbell = Doorbell(settings)
     app.extensions[EXTENSION] = Context(
         settings=settings,
         database=database,
         storage=Storage(settings.storage),
         keys=auth.Keys(database, settings.host),
         known=KnownModels(database),
-        doorbell=Doorbell(settings),
+        doorbell=doorbell,
+        pager=Pager(settings, doorbell),
         waiters=Waiters(settings, database),
+        recorded=Recorded(settings),
+        uploads=BoundedSemaphore(settings.max_uploads),
     )
     app.before_request(_name_request)
     metrics.install(app)
+    tracing.install(app)
     app.after_request(_stamp)
     errors.install(app)
     _register(app)
@@ -60,8 +84,8 @@ def create_app(settings: Settings | None = None) -> Flask:
 
 
 def _register(app: OpenAPI) -> None:
-    for blueprint in (jobs.api, bulks.api, files.api, batches.api, health.api):
-        app.register_api(blueprint)
+    for blueprint in (jobs, events, bulks, files, batches, completions, responses, health):
+        app.register_api(blueprint.api)
 
 
 def prepare(settings: Settings, database: Database) -> None:
@@ -78,7 +102,7 @@ def prepare(settings: Settings, database: Database) -> None:
             )
         with database.transaction() as tx:
             # Only when unknown: an engine that registered it has told its context length as well.
-            if settings.served_name not in engines.known(tx):
+            if settings.served_name and settings.served_name not in engines.known(tx):
                 engines.remember(tx, settings.served_name, None, None)
     except schema.SchemaOutdated as error:
         raise StartError(str(error)) from error

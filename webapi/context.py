@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from threading import BoundedSemaphore
 
 import sqlalchemy as sa
 from flask import current_app
@@ -16,7 +17,9 @@ from stoker.settings import Settings
 from webapi.auth import Keys
 from webapi.doorbell import Doorbell
 from webapi.errors import OutcomeUnknown
+from webapi.following import Recorded
 from webapi.known_models import KnownModels
+from webapi.pager import Pager
 from webapi.waiters import Waiters
 
 EXTENSION = "stoker"
@@ -32,11 +35,23 @@ class Context:
     keys: Keys
     known: KnownModels
     doorbell: Doorbell
+    pager: Pager
     waiters: Waiters
+    recorded: Recorded
+    uploads: BoundedSemaphore
+
+    def ring(self, model: str, lane: str) -> None:
+        """Tell that a job has come, in the way of its lane; never waits and never fails."""
+        if lane == "realtime":
+            self.pager.realtime(model)
+        else:
+            self.doorbell.ring(model, lane)
 
     def close(self) -> None:
         """End its threads and connections."""
+        self.pager.close()
         self.doorbell.close()
+        self.recorded.close()
         self.waiters.stop()
         self.database.close()
 

@@ -33,7 +33,15 @@ log = structlog.get_logger("stoker.web")
 MOST_ERRORS = 20
 MOST_NAME = 64
 PROBLEM = "application/problem+json"
-OPENAI = ("/v1/files", "/v1/batches")
+OPENAI = (
+    "/v1/batches",
+    "/v1/chat",
+    "/v1/completions",
+    "/v1/embeddings",
+    "/v1/files",
+    "/v1/models",
+    "/v1/responses",
+)
 """The paths, and all below them, whose errors have OpenAI's shape."""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import resource
 import signal
 import sys
 from types import FrameType
@@ -24,6 +25,22 @@ except SettingsError as error:
 
 _host = f"[{_settings.host}]" if ":" in _settings.host else _settings.host
 
+_room = math.ceil(_settings.web_threads * 1.5)
+
+
+def _allow_files(wanted: int) -> None:
+    """Raise the limit of open files as far as this process may: often it is 1024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted += SPARE_FILES
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+SPARE_FILES = 256
+"""For the database, Redis, files and logs."""
+_allow_files(_room)
+
 wsgi_app = "webapi.app:create_app()"
 proc_name = "stoker-web"
 bind = [f"{_host}:{_settings.port}"]
@@ -31,7 +48,7 @@ workers = _settings.web_workers
 worker_class = "gthread"
 threads = _settings.web_threads
 # Above the threads: at gunicorn's default of 1000 and more threads than that, every connection is refused.
-worker_connections = max(1000, math.ceil(threads * 1.5))
+worker_connections = max(1000, _room)
 backlog = 2048
 # As long as gunicorn allows: the parameters of a bulk, a system message among them, may stand in its query.
 limit_request_line = 8190

@@ -16,7 +16,7 @@ from models import schema
 from models.census import Census, take
 from models.db import Database
 from models.errors import DatabaseUnavailable
-from stoker.settings import Settings
+from stoker.settings import LANES, Settings
 from webapi import answers, metrics
 from webapi.context import here
 from webapi.errors import Problem
@@ -95,9 +95,27 @@ def _gauges(census: Census | None) -> Iterator[GaugeMetricFamily]:
     for state, lane, model, count in census.jobs:
         jobs.add_metric([state, lane, model], count)
     yield jobs
+    ages = GaugeMetricFamily("stoker_queue_age_seconds", "Age of the oldest queued job.", labels=["model", "lane"])
+    for model, lane, age in census.ages:
+        ages.add_metric([model, lane], age)
+    yield ages
     ready = GaugeMetricFamily("stoker_batches_ready", "Batches that no engine has claimed.", labels=["model", "lane"])
     for model, lane, count in census.ready:
         ready.add_metric([model, lane], count)
     yield ready
-    yield GaugeMetricFamily("stoker_engines_live", "Engines that take work.", value=len(census.engines))
+    yield from _engines(census)
     yield GaugeMetricFamily("stoker_deliveries_pending", "Webhook events not delivered yet.", value=census.deliveries)
+
+
+def _engines(census: Census) -> Iterator[GaugeMetricFamily]:
+    # By the database, not by the engines' own processes: it knows those of other machines, and forgets who died.
+    yield GaugeMetricFamily("stoker_engines_live", "Engines that take work.", value=len(census.engines))
+    slots = GaugeMetricFamily("stoker_engine_slots", "Requests that an engine runs at once.", labels=["engine"])
+    for engine in census.engines:
+        slots.add_metric([engine.id], engine.slots)
+    yield slots
+    names = ["engine", "model", "lane"]
+    running = GaugeMetricFamily("stoker_engine_jobs", "Jobs that an engine has, those at its gate too.", labels=names)
+    for load in census.running:
+        running.add_metric([load.engine, load.model, LANES[load.rank]], load.jobs)
+    yield running

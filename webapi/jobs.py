@@ -19,10 +19,12 @@ from models.states import JOB
 from webapi import answers, json_body, keyed, paging
 from webapi.context import here, writing
 from webapi.errors import CancelUnknown, OutcomeUnknown, Problem
+from webapi.hangups import CONNECTION
 from webapi.keyed import Once
 from webapi.openapi import body_of, problems
 from webapi.schemas import Job, JobList, JobPath, JobRequest, ListQuery, WaitQuery
 from webapi.submission import job_of
+from webapi.waiters import TooManyWaiters
 
 api = APIBlueprint(
     "jobs",
@@ -64,7 +66,7 @@ def create() -> Response:
         return _accepted(before, replayed=True)
     with writing(OutcomeUnknown) as tx:
         answer, replayed = once.answer(tx, lambda: answers.encode(answers.accepted(new, jobs.submit(tx, new))).decode())
-    context.doorbell.ring(new.model, new.lane)
+    context.ring(new.model, new.lane)
     return _accepted(answer, replayed=replayed)
 
 
@@ -76,32 +78,43 @@ def _accepted(answer: str, *, replayed: bool) -> Response:
 @api.get("/<job_id>", operation_id="getJob", responses={200: Job, **problems(404)})
 def show(path: JobPath, query: WaitQuery) -> Response:
     """Look at a job; with `wait`, as soon as it has ended or the seconds have passed."""
-    row, position = _look(path.job_id)
-    if query.wait and row.state in JOB.open:
-        row, position = _wait(path.job_id, query.wait)
+    row, position = _wait(path.job_id, query.wait) if query.wait else _look(path.job_id)
     return answers.respond(answers.encode(answers.job(row, position)))
 
 
-def _look(job_id: str) -> tuple[sa.Row[Any], int | None]:
+def _look(job_id: str, *, placed: bool = True) -> tuple[sa.Row[Any], int | None]:
+    """Return a job and, with `placed`, its place in the queue, which is counted."""
+    # In turn: a crowd that comes at once leaves connections to whoever submits.
+    with here().waiters.turn(), here().database.reading() as tx:
+        row = views.get(tx, g.owner, _checked(job_id))
+        return row, views.queue_position(tx, row) if placed else None
+
+
+def _checked(job_id: str) -> str:
     if not is_id("job", job_id):
         raise NotFound("job", job_id[:80])
-    with here().database.reading() as tx:
-        row = views.get(tx, g.owner, job_id)
-        return row, views.queue_position(tx, row)
+    return job_id
 
 
 def _wait(job_id: str, seconds: float) -> tuple[sa.Row[Any], int | None]:
     waiters = here().waiters
     until = time.monotonic() + seconds
-    with waiters.registered(job_id) as maybe_ended:
-        while True:
-            # Looked at after registering: an end in between would wake nobody.
-            maybe_ended.clear()
-            row, position = _look(job_id)
-            left = until - time.monotonic()
-            if row.state in JOB.final or left <= 0 or waiters.stopping:
-                return row, position
-            maybe_ended.wait(left)
+    try:
+        with waiters.registered(_checked(job_id), request.environ.get(CONNECTION)) as waiter:
+            while True:
+                # Looked at after registering: an end in between would wake nobody.
+                last = time.monotonic() >= until or waiters.stopping
+                row, position = _look(job_id, placed=last)
+                if last or row.state in JOB.final:
+                    return row, position
+                waiter.wait(until - time.monotonic())
+                if waiter.gone:
+                    return row, position  # to nobody: a crowd that goes at once is not to look once more each
+    except TooManyWaiters:
+        row, position = _look(job_id, placed=False)
+        if row.state in JOB.final:
+            return row, position
+        raise
 
 
 @api.get(
@@ -111,7 +124,7 @@ def _wait(job_id: str, seconds: float) -> tuple[sa.Row[Any], int | None]:
 )
 def result(path: JobPath) -> Response:
     """Get the engine's answer alone, as the endpoint itself would have given it."""
-    row, _ = _look(path.job_id)
+    row, _ = _look(path.job_id, placed=False)
     if row.state == "succeeded" and row.body is not None:
         return answers.respond(row.body)
     why = f" ({row.error_code})" if row.state == "failed" else ""
@@ -132,9 +145,8 @@ def index(query: ListQuery) -> Response:
 @api.post("/<job_id>/cancel", operation_id="cancelJob", responses={200: Job, **problems(404, 409)})
 def cancel(path: JobPath) -> Response:
     """Cancel a job that has not ended; 409 if it has."""
-    if not is_id("job", path.job_id):
-        raise NotFound("job", path.job_id[:80])
     with writing(CancelUnknown) as tx:
-        ends.cancel(tx, g.owner, path.job_id)
+        ends.cancel(tx, g.owner, _checked(path.job_id))
         row = views.get(tx, g.owner, path.job_id)
+    here().pager.stopped(path.job_id)
     return answers.respond(answers.encode(answers.job(row, None)))

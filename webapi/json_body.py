@@ -147,13 +147,16 @@ def _shown(kind: str) -> str:
     return kind if re.fullmatch(r"[\w.+/-]{1,100}", kind) else "none" if not kind else "another"
 
 
-def parse(raw: bytes) -> JsonObject:
-    """Return the JSON object in `raw`. Raises Problem: 400 for what is not JSON, 422 for what is refused."""
+def parse(raw: bytes, *, nul: bool = False) -> JsonObject:
+    """Return the JSON object in `raw`. Raises Problem: 400 for what is not JSON, 422 for what is refused.
+
+    With `nul` texts may have NUL characters: none of the decoded ones is stored.
+    """
     try:
         raw.decode()
     except UnicodeDecodeError as error:
         raise _malformed(f"byte {error.start} is not UTF-8") from None
-    if (bad := bad_character(raw)) is not None:
+    if (bad := bad_character(raw, nul=nul)) is not None:
         raise _refused(bad.why, bad.code)
     try:
         values = _anything.decode(raw)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable
+from pathlib import Path
 
 from flask import Flask, Response, g, request
 from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, Counter, Histogram, generate_latest
@@ -58,10 +59,19 @@ class Gauges(Collector):
         return self._made
 
 
+def forget_dead(folder: Path) -> None:
+    """Take away the gauges of processes that have ended: nobody else does for one that was killed."""
+    for file in folder.glob("gauge_live*_*.db"):
+        pid = file.stem.rpartition("_")[2]
+        if pid.isdecimal() and not Path("/proc", pid).exists():
+            file.unlink(missing_ok=True)
+
+
 def page(gauges: Iterable[Metric]) -> tuple[bytes, str]:
     """Return the page of metrics, with these gauges on it, and its content type."""
     registry = CollectorRegistry()
     if os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
+        forget_dead(Path(os.environ["PROMETHEUS_MULTIPROC_DIR"]))
         MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
     else:
         registry.register(REGISTRY)

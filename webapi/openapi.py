@@ -16,7 +16,7 @@ from werkzeug.wrappers import Response
 from webapi.bulk_schemas import BatchRequest, BulkChange, BulkParameters, BulkRequest, BulkRetry
 from webapi.errors import PROBLEM, render_invalid
 from webapi.openai import ErrorEnvelope
-from webapi.schemas import JobRequest, ProblemDocument
+from webapi.schemas import EngineBody, JobRequest, ProblemDocument
 
 BODIES = (
     JobRequest,
@@ -25,6 +25,7 @@ BODIES = (
     BulkRetry,
     BulkChange,
     BatchRequest,
+    EngineBody,
     ProblemDocument,
     ErrorEnvelope,
 )

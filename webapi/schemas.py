@@ -35,12 +35,6 @@ def _content(value: Any) -> Any:
     raise PydanticCustomError("content", "must be a text or a list, and not empty")
 
 
-def _no_stream(value: Any) -> Any:
-    if value is False:
-        return value
-    raise PydanticCustomError("stream", "must be false or left out: the answer of a job is not streamed")
-
-
 def _secret(value: str) -> str:
     if valid_secret(value):
         return value
@@ -63,7 +57,6 @@ Metadata = Annotated[
 ]
 Stop = Annotated[Any, AfterValidator(_stop), _one_or_many(items={"type": "string"}, maxItems=MOST_STOPS)]
 Content = Annotated[Any, AfterValidator(_content), _one_or_many(minItems=1)]
-NoStream = Annotated[Any, AfterValidator(_no_stream), WithJsonSchema({"type": "boolean", "const": False})]
 
 
 class Sampling(BaseModel):
@@ -81,7 +74,7 @@ class Sampling(BaseModel):
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
-    stream: NoStream | None = Field(None, description="A job's answer is not streamed.")
+    stream: bool | None = Field(None, description="Tokens as they come; of a job, at /v1/jobs/{id}/events.")
 
 
 class Message(BaseModel):

@@ -9,11 +9,11 @@ from typing import Any
 import msgspec
 from pydantic import ValidationError
 
-from models import addresses
-from models.calls import ANSWER_LIMITS, CHAT, CONTENT, EMBEDDINGS, SHORT_FORMS, estimate
+from models import addresses, calls
+from models.calls import ANSWER_LIMITS, CHAT, CONTENT, EMBEDDINGS, SHORT_FORMS, STREAMED, estimate
 from models.jobs import NewJob, Webhook
 from stoker.settings import Settings
-from webapi import schemas
+from webapi import schemas, tracing
 from webapi.errors import MOST_ERRORS, MOST_NAME, FieldError, Problem, found_by, from_pydantic, invalid
 from webapi.json_body import JsonObject
 from webapi.known_models import KnownModel, KnownModels, texts
@@ -44,19 +44,22 @@ def job_of(sent: JsonObject, owner: str, settings: Settings, known: KnownModels)
         call = _short_form(sent, asked) if asked.body is None else _long_form(sent, asked)
     except ValidationError as error:
         raise from_pydantic(found_by(error)) from None
+    refuse_stream(call)
     model = _model(asked, call, settings.served_name, known)
     prompts = list(texts(call.endpoint, call.values))
-    _refuse_too_long(call, prompts, model)
+    refuse_too_long(call, prompts, model)
     return NewJob(
         owner=owner,
         model=model.name,
         endpoint=call.endpoint,
-        body=_body_text(call, model.name),
+        body=body_text(call, model.name),
         lane=asked.lane,
-        tokens=estimate(sum(map(len, prompts)), _answer_tokens(call, model)),
+        tokens=estimate(sum(map(len, prompts)), answer_tokens(call, model)),
+        prefix=calls.prefix(call.endpoint, memoryview(call.raw[CONTENT[call.endpoint]])),
         metadata=asked.metadata,
         webhook=webhook_of(asked.webhook_url, asked.webhook, settings.webhook_networks),
         expires_in=asked.expires_in,
+        trace=tracing.current(),
     )
 
 
@@ -123,11 +126,12 @@ def _model(asked: JobRequest, call: Call, default: str, known: KnownModels) -> K
     name = asked.model or inside or default
     if (model := known.get(name)) is None:
         where = "body.model" if inside is not None else "model"
-        raise invalid(where, f"{name!r} is not known; known: {', '.join(known.names()) or 'none'}", "model_not_found")
+        wrong = f"{name!r} is not known" if name else "is required, since there is no default model"
+        raise invalid(where, f"{wrong}; known: {', '.join(known.names()) or 'none'}", "model_not_found")
     return model
 
 
-def _answer_tokens(call: Call, model: KnownModel) -> int | None:
+def answer_tokens(call: Call, model: KnownModel) -> int | None:
     """Return how many tokens the answer may have, None when the request does not say."""
     if call.endpoint == EMBEDDINGS:
         return 0
@@ -140,7 +144,14 @@ def _answer_tokens(call: Call, model: KnownModel) -> int | None:
     return min(given) * (call.values.get("n") or 1) if given else None
 
 
-def _refuse_too_long(call: Call, prompts: list[str], model: KnownModel) -> None:
+def refuse_stream(call: Call) -> None:
+    """Refuse a stream of what has none. Raises Problem 422."""
+    if call.values.get("stream") and call.endpoint not in STREAMED:
+        raise invalid(f"{call.prefix}stream", f"{call.endpoint} has no stream; leave it out", "streaming_unsupported")
+
+
+def refuse_too_long(call: Call, prompts: list[str], model: KnownModel) -> None:
+    """Refuse what surely does not fit into the model's context. Raises Problem 422."""
     if call.values.get("truncate_prompt_tokens") is not None:
         return  # vLLM cuts the prompt itself
     if (tokens := model.surely_too_long(prompts)) is not None:
@@ -148,7 +159,7 @@ def _refuse_too_long(call: Call, prompts: list[str], model: KnownModel) -> None:
         raise invalid(call.prefix + CONTENT[call.endpoint], message, "context_length_exceeded")
 
 
-def _body_text(call: Call, model: str) -> str:
+def body_text(call: Call, model: str) -> str:
     """Return the engine's body as JSON text: what was sent, byte for byte, and the model's name if it was missing."""
     members = call.raw if call.values.get("model") is not None else {"model": model, **_without_model(call.raw)}
     return msgspec.json.encode(members).decode()

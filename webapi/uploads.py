@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from threading import BoundedSemaphore
 
 import structlog
 from flask import Request, g
@@ -22,7 +23,7 @@ from models import files
 from models.errors import StokerError
 from models.files import NewFile
 from webapi import forms
-from webapi.context import here
+from webapi.context import Context, here
 from webapi.errors import Problem, is_openai
 from webapi.forms import FORM, Form
 from webapi.json_body import patience
@@ -62,6 +63,23 @@ def receive(request: Request, purpose: str, limit: int) -> Iterator[Upload]:
     StorageUnavailable.
     """
     context = here()
+    with _place(context.uploads):
+        yield from _received(context, request, purpose, limit)
+
+
+@contextmanager
+def _place(places: BoundedSemaphore) -> Iterator[None]:
+    """Take one of the places for uploads: each holds a thread and buffers. Raises Problem 503."""
+    if not places.acquire(blocking=False):
+        detail = "This process takes as many uploads as it may already (STOKER_MAX_UPLOADS); try again soon."
+        raise Problem(503, "too_many_uploads", detail, headers={"Retry-After": "2"})
+    try:
+        yield
+    finally:
+        places.release()
+
+
+def _received(context: Context, request: Request, purpose: str, limit: int) -> Iterator[Upload]:
     body = _Body(request, limit)
     boundary = _boundary(request)
     with context.database.transaction() as tx:

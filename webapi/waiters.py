@@ -1,7 +1,7 @@
-"""Requests that wait for a job to end: one hub a process, and nothing held for each but a thread.
+"""Requests that wait for something to happen to a job: one hub a process, and nothing held for each but a thread.
 
-Two ways to hear of an end: the ids that workers publish in Redis, at once; and one query a second over all jobs that
-are waited for, which is enough without Redis.
+Two ways to hear of it: what workers publish in Redis (ends, tokens), at once; and one query a second over all jobs that
+are waited for, which is enough for ends and states without Redis.
 """
 
 from __future__ import annotations
@@ -9,38 +9,128 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from socket import socket
 
-import redis
 import structlog
 
 from models import views
 from models.db import Database
 from models.errors import DatabaseUnavailable
+from models.states import JOB
+from models.streams import Piece
 from stoker.settings import Settings
 from webapi.errors import Problem
+from webapi.hangups import Hangups
+from webapi.subscription import Subscription
+from webapi.waking import Waking
 
 log = structlog.get_logger("stoker.web")
 
-CHANNEL = "stoker:ended"
 LOOK_EVERY = 1.0
-PING_EVERY, DEAF_AFTER = 1.0, 5.0
-FIRST_PAUSE, LONGEST_PAUSE = 0.5, 10.0
 SPARE = 64
 """Threads of a process that are not for waiting, or half of them where there are few."""
+TURNS = 4
+"""Requests at once that look, or use the database before or after they wait: when a thousand come, or their jobs end
+together, whoever submits still finds a connection and the interpreter."""
+TURN_WITHIN = 30.0
+"""Seconds after which a database that nobody gets to counts as away."""
+MOST_UNREAD = 1_000_000
+"""Bytes of tokens kept for a client that does not read; the rest it gets from Redis when it does."""
+
+
+class TooManyWaiters(Problem):
+    """All places for those who wait are taken: 503."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(503, "too_many_waiters", why, headers={"Retry-After": "1"})
+
+
+class Waiter:
+    """One request that waits. Its fields are set by the hub, from any thread; `woken` says that one has changed."""
+
+    def __init__(self, *, tokens: bool = False, states: bool = False) -> None:
+        self.woken = threading.Event()
+        self.wants_tokens = tokens
+        self.wants_states = states
+        self.state = ""
+        self.may_have_ended = False
+        self.gone = False
+        self.missed = False
+        self.pieces: deque[Piece] = deque()
+        self.waking: Waking | None = None
+        self._unread = 0
+
+    def wait(self, seconds: float) -> None:
+        """Wait until something has changed, or the seconds have passed."""
+        if self.waking is not None:
+            self.waking.asleep(self.woken.set)
+        self.woken.wait(max(0.0, seconds))
+        self.woken.clear()
+
+    def hang_up(self) -> None:
+        """Note that the client is gone."""
+        self.gone = True
+        self._wake()
+
+    def end(self) -> None:
+        """Note that the job may have ended."""
+        self.may_have_ended = True
+        self._wake()
+
+    def see(self, state: str) -> None:
+        """Note a state."""
+        changed, self.state = state != self.state, state
+        if state in JOB.final:
+            self.end()
+        elif changed and self.wants_states:
+            self._wake()
+
+    def hear(self, piece: Piece) -> None:
+        """Take a piece of the stream; what is too much to keep is `missed`, to be read from Redis."""
+        self._unread += sum(map(len, piece.events))
+        if self._unread > MOST_UNREAD:
+            self.pieces.clear()
+            self.missed = True
+        else:
+            self.pieces.append(piece)
+        self._wake()
+
+    def miss(self) -> None:
+        """Note that pieces may have gone by unheard."""
+        self.missed = True
+        self._wake()
+
+    def take(self) -> list[Piece]:
+        """Return the pieces that came since the last call."""
+        self._unread = 0
+        taken = []
+        while self.pieces:
+            taken.append(self.pieces.popleft())
+        return taken
+
+    def _wake(self) -> None:
+        if self.waking is None:
+            self.woken.set()
+        else:
+            self.waking.wake(self.woken.set)
 
 
 class Waiters:
-    """Wakes requests when their job may have ended. `stop` wakes all, for the process is to end."""
+    """Wakes requests when something may have happened to their job. `stop` wakes all, for the process is to end."""
 
     def __init__(self, settings: Settings, database: Database) -> None:
-        self._url = settings.redis_client_url
         # However many may wait, some threads are left for those who look or submit.
         self._most = min(settings.max_waiters, settings.web_threads - min(SPARE, settings.web_threads // 2))
         self._database = database
+        self._subscription = Subscription(settings, self._ended, self._heard, self._missed)
+        self._hangups = Hangups()
+        self._waking = Waking()
         self._lock = threading.Lock()
-        self._waiting: dict[str, set[threading.Event]] = {}
+        self._turns = threading.BoundedSemaphore(TURNS)
+        self._waiting: dict[str, set[Waiter]] = {}
         self._count = 0
         self._pid = 0
         self._to_start: list[Callable[[], None]] = []
@@ -48,34 +138,67 @@ class Waiters:
         self.stopping = False
 
     @contextmanager
-    def registered(self, job_id: str) -> Iterator[threading.Event]:
-        """Register for a job's end; the event is set when it may have come. Raises Problem 503 when too many wait."""
-        event = threading.Event()
-        self._add(job_id, event)
+    def place(self, waiter: Waiter, connection: socket | None = None) -> Iterator[Waiter]:
+        """Take one of the places for those who wait, before there is a job. Raises TooManyWaiters when none is left."""
+        self._take_place()
+        waiter.waking = self._waking
         try:
-            yield event
+            with self._hangups.watching(connection, waiter.hang_up):
+                yield waiter
         finally:
-            self._remove(job_id, event)
+            self._waking.left(waiter.woken.set)
+            with self._lock:
+                self._count -= 1
+
+    @contextmanager
+    def following(self, waiter: Waiter, job_id: str) -> Iterator[None]:
+        """Let a waiter, which has a place, hear of a job."""
+        with self._lock:
+            self._waiting.setdefault(job_id, set()).add(waiter)
+        self._anybody.set()
+        try:
+            yield
+        finally:
+            self._remove(job_id, waiter)
+
+    @contextmanager
+    def registered(self, job_id: str, connection: socket | None = None) -> Iterator[Waiter]:
+        """Wait for a job's end. Raises TooManyWaiters when too many wait."""
+        with self.place(Waiter(), connection) as waiter, self.following(waiter, job_id):
+            yield waiter
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Wait for a turn at the database. Raises DatabaseUnavailable when none comes."""
+        if not self._turns.acquire(timeout=TURN_WITHIN):
+            raise DatabaseUnavailable(f"no turn at the database within {TURN_WITHIN:g} s")
+        try:
+            yield
+        finally:
+            self._turns.release()
+
+    def deaf_for(self) -> float:
+        """Return for how many seconds Redis has not been heard, 0 while it is."""
+        return self._subscription.deaf_for()
 
     def stop(self) -> None:
         """Wake everybody and let nobody wait again; takes no lock that a signal's handler could meet."""
         self.stopping = True
+        self._subscription.stopping = True
         self._anybody.set()
-        for events in list(self._waiting.values()):
-            for event in list(events):
-                event.set()
+        for waiters in list(self._waiting.values()):
+            for waiter in list(waiters):
+                waiter.woken.set()
 
-    def _add(self, job_id: str, event: threading.Event) -> None:
+    def _take_place(self) -> None:
         with self._lock:
             if self._count >= self._most:
-                raise _refused(
+                raise TooManyWaiters(
                     f"This process holds {self._most} waiting requests already (STOKER_MAX_WAITERS, "
-                    "STOKER_WEB_THREADS); poll instead."
+                    "STOKER_WEB_THREADS); poll instead, or try again."
                 )
             self._start()
             self._count += 1
-            self._waiting.setdefault(job_id, set()).add(event)
-        self._anybody.set()
 
     def _start(self) -> None:
         if self._pid != os.getpid():
@@ -88,23 +211,40 @@ class Waiters:
                 self._to_start.pop()
         except RuntimeError as error:
             log.warning("no thread for those who wait")
-            raise _refused("This process can start no more threads at the moment; poll instead.") from error
+            raise TooManyWaiters("This process can start no more threads at the moment; poll instead.") from error
 
-    def _remove(self, job_id: str, event: threading.Event) -> None:
+    def _remove(self, job_id: str, waiter: Waiter) -> None:
         with self._lock:
-            self._count -= 1
-            events = self._waiting[job_id]
-            events.discard(event)
-            if not events:
+            waiters = self._waiting[job_id]
+            waiters.discard(waiter)
+            if not waiters:
                 del self._waiting[job_id]
                 if not self._waiting:
                     self._anybody.clear()
 
-    def _wake(self, ids: Iterable[str]) -> None:
+    def _of(self, job_ids: Iterable[str]) -> list[tuple[str, Waiter]]:
         with self._lock:
-            for job_id in ids:
-                for event in self._waiting.get(job_id, ()):
-                    event.set()
+            return [(job_id, waiter) for job_id in job_ids for waiter in self._waiting.get(job_id, ())]
+
+    def _ended(self, job_ids: Sequence[str]) -> None:
+        for _, waiter in self._of(job_ids):
+            waiter.end()
+
+    def _heard(self, pieces: Sequence[Piece]) -> None:
+        for piece in pieces:
+            for _, waiter in self._of([piece.job]):
+                if waiter.wants_tokens:
+                    waiter.hear(piece)
+
+    def _missed(self) -> None:
+        with self._lock:
+            everybody = [waiter for waiters in self._waiting.values() for waiter in waiters]
+        for waiter in everybody:
+            waiter.may_have_ended = True
+            waiter.miss()
+
+    def _listen(self) -> None:
+        self._subscription.run()
 
     def _look(self) -> None:
         while True:
@@ -118,39 +258,12 @@ class Waiters:
                 continue
             try:
                 with self._database.reading() as tx:
-                    ended = views.ended(tx, ids)
+                    states = views.states(tx, ids)
             except DatabaseUnavailable as error:
                 log.warning("cannot look for ended jobs", reason=str(error))
                 continue
-            self._wake(ended)
-
-    def _listen(self) -> None:
-        pause = FIRST_PAUSE
-        while not self.stopping:
-            started = time.monotonic()
-            try:
-                self._hear()
-            except (redis.RedisError, OSError) as error:
-                log.info("not subscribed to ended jobs", kind=type(error).__name__)
-            pause = FIRST_PAUSE if time.monotonic() - started > LONGEST_PAUSE else min(pause * 2, LONGEST_PAUSE)
-            time.sleep(pause)
-
-    def _hear(self) -> None:
-        client = redis.Redis.from_url(
-            self._url, socket_timeout=2, socket_connect_timeout=1, socket_keepalive=True, health_check_interval=5
-        )
-        with client, client.pubsub(ignore_subscribe_messages=True) as channel:  # type: ignore[no-untyped-call]
-            channel.subscribe(CHANNEL)
-            heard = time.monotonic()
-            while not self.stopping and time.monotonic() - heard < DEAF_AFTER:
-                message = channel.get_message(timeout=PING_EVERY)
-                if message is None:
-                    channel.ping()
-                    continue
-                heard = time.monotonic()
-                if message["type"] == "message":
-                    self._wake(message["data"].decode(errors="replace").split(","))
-
-
-def _refused(why: str) -> Problem:
-    return Problem(503, "too_many_waiters", why, headers={"Retry-After": "1"})
+            for job_id, waiter in self._of(ids):
+                if (state := states.get(job_id)) is None:
+                    waiter.end()  # deleted
+                else:
+                    waiter.see(state)

@@ -20,6 +20,11 @@ from stoker import settings
 from tests import servers
 
 KINDS = [pytest.param("sqlite", marks=pytest.mark.sqlite), pytest.param("postgres", marks=pytest.mark.postgres)]
+JOB = """
+INSERT INTO jobs (id, owner, model, lane, endpoint, state, pos, tokens, notify, attempts, deferrals, lone_deaths,
+                  created_at)
+VALUES ('job_1', 'o', 'm', 'bulk', '/v1/completions', 'queued', 1, 3, false, 0, 0, 0, 1.0)
+"""
 UPGRADE = """
 import sys
 from models import db, schema
@@ -93,7 +98,7 @@ def test_migrated_indexes_are_those_of_the_code(bare: Database, migrated: Databa
 
 
 def test_the_queue_index_carries_the_tokens_of_a_job(migrated: Database) -> None:
-    """The query for candidates needs no look at the table: the partial index holds all it asks for."""
+    """The partial index holds only what waits, in the order of the owners' lines."""
     (queue,) = (definition for definition in indexes(migrated) if "jobs_queue" in definition)
     columns = "(model, lane, owner, pos) INCLUDE (tokens)"
     if migrated.dialect == "sqlite":
@@ -145,6 +150,24 @@ def test_downgrading_leaves_nothing(bare: Database) -> None:
         command.downgrade(schema._config(connection), "base")
     assert tables(bare) == {"alembic_version"}
     assert indexes(bare) == set()
+
+
+def test_a_step_and_back_keeps_what_lies_there(bare: Database) -> None:
+    """Jobs and engines of before the newest step survive it, with its defaults, and survive taking it back."""
+    with bare.engine.begin() as tx:
+        command.upgrade(schema._config(tx), "0002")
+    before = indexes(bare)
+    with bare.engine.begin() as tx:
+        tx.execute(sa.text(JOB))
+        tx.execute(sa.text("INSERT INTO engine_models (engine_id, model) VALUES ('e', 'm')"))
+    schema.upgrade(bare)
+    with bare.engine.begin() as tx:
+        assert tx.execute(sa.text("SELECT id, prefix FROM jobs")).all() == [("job_1", 0)]
+        assert tx.execute(sa.text("SELECT model, slots FROM engine_models")).all() == [("m", None)]
+        command.downgrade(schema._config(tx), "0002")
+        assert tx.execute(sa.text("SELECT id, tokens FROM jobs")).all() == [("job_1", 3)]
+        assert tx.execute(sa.text("SELECT model FROM engine_models")).all() == [("m",)]
+    assert indexes(bare) == before
 
 
 def test_there_is_one_head(sqlite_database: Database) -> None:

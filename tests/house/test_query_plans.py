@@ -30,6 +30,7 @@ from models import (
     idempotency,
     jobs,
     keys,
+    loads,
     queue,
     results,
     retention,
@@ -87,7 +88,7 @@ def stocked(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 def _stock(tx: sa.Connection) -> None:
     chance = random.Random(7)
     engines.register(tx, ME)
-    engines.go_live(tx, ME, 256, 1, ["fake"])
+    engines.go_live(tx, ME, 256, 1, {"fake": None})
     queue.lock(tx, "fake")
     past = [_batch("finished") for _ in range(ENDED // 32)]
     ended = [_job(chance, "succeeded", batch_id=past[nth // 32]["id"]) for nth in range(ENDED)]
@@ -206,8 +207,9 @@ BY_INDEX: dict[str, tuple[Work, set[str]]] = {
     "settle": (lambda tx: ends.settle(tx, ME.engine, {RUNNING[0]: OUTCOMES}), set()),
     "finish": (lambda tx: batches.finish(tx, RUNNING[0]), {"jobs_batch"}),
     "give back": (lambda tx: batches.give_back(tx, batches.table.c.id == RUNNING[0]), {"jobs_batch"}),
-    "load": (lambda tx: batches.load(tx, [ME.engine]), {"jobs_batch"}),
-    "ready": (lambda tx: batches.ready(tx, [ME.engine]), {"batches_ready"}),
+    "running": (lambda tx: loads.running(tx, [ME.engine]), {"jobs_batch"}),
+    "ready": (lambda tx: loads.ready(tx, "fake"), {"batches_ready"}),
+    "measured": (loads.measured, {"batches_recent"}),
     "expired leases": (batches.expired, {"batches_running"}),
     "crash": (lambda tx: cohorts.crash(tx, ME.engine, ME.id, "lost", max_attempts=20), {"jobs_batch"}),
     "stranded": (lambda tx: batches.give_back_stranded(tx, 15.0, 30.0), {"batches_ready"}),
@@ -218,12 +220,13 @@ BY_INDEX: dict[str, tuple[Work, set[str]]] = {
     "deliveries due": (deliveries.any_due, {"deliveries_due"}),
     "claim deliveries": (lambda tx: deliveries.claim(tx, 16, 30.0), {"deliveries_due"}),
     "census": (lambda tx: census.take(tx, 15.0), {"jobs_queue", "jobs_cohorts", "jobs_delayed", "jobs_batch"}),
+    "queue ages": (lambda tx: census.ages(tx, [("fake", "standard")]), {"jobs_queue"}),
     "rings": (lambda tx: batches.engines_to_ring(tx, 15.0), {"batches_ready"}),
     "busy engines": (cohorts.busy_engines, {"batches_cohorts"}),
     "list": (lambda tx: views.page(tx, "small", views.Filters(), after=None, limit=20), {"jobs_owner"}),
     "next page": (lambda tx: views.page(tx, "small", views.Filters(), after="job_f", limit=20), {"jobs_owner"}),
     "one job": (_get, set()),
-    "ended": (lambda tx: views.ended(tx, IN_FLIGHT[:200]), set()),
+    "states": (lambda tx: views.states(tx, IN_FLIGHT[:200]), set()),
     "queue position": (_position, {"jobs_queue"}),
     "bulk results": (
         lambda tx: bulk_results.page(tx, BULK, ok=False, after=10, limit=50, details=True),
@@ -258,8 +261,11 @@ BOUNDED = {
     "deliveries due": "next_at",
     "claim deliveries": "next_at",
     "expired leases": "lease_until",
+    "queue ages": "owner",
 }
-"""The index is searched up to now, not read through with a filter."""
+"""The index is searched up to now, or of each owner the head, not read through with a filter."""
+HOPS = frozenset({"queue ages"})
+"""Not even a partial index is read from end to end."""
 
 
 @pytest.mark.parametrize("name", BY_INDEX)
@@ -268,7 +274,7 @@ def test_no_query_of_the_path_reads_a_whole_table(stocked: Database, name: str) 
     work, wanted = BY_INDEX[name]
     for generic in (False, True) if stocked.dialect == "postgresql" else (False,):
         found = plans.accesses(stocked, work, generic=generic)
-        whole = [access for access in found if access.whole and access.index not in PARTIAL]
+        whole = [access for access in found if access.whole and (access.index not in PARTIAL or name in HOPS)]
         assert [access for access in whole if access.table in LARGE] == []
         assert wanted <= {access.index for access in found}
         if name in BOUNDED:

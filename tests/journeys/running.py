@@ -25,6 +25,7 @@ class Up:
 
     def __init__(self, data: Path, *options: str, **environment: str) -> None:
         self.data = data
+        self.address = ""
         self.lines: list[str] = []
         self._ready: SimpleQueue[str | None] = SimpleQueue()
         self.process = subprocess.Popen(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -12,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
@@ -175,6 +177,33 @@ def test_many_waiters_do_not_hold_up_a_post(web: Web) -> None:
         assert time.monotonic() - started < 2
         for thread in threads:
             thread.join(20)
+
+
+def test_who_hangs_up_while_waiting_gives_its_place_back(database_url: str, redis_url: str, tmp_path: Path) -> None:
+    """A crowd that waits and goes leaves room for the next at once, not when its seconds have passed."""
+    web = Web(database_url, redis_url, tmp_path, STOKER_MAX_WAITERS="4").ready()
+    try:
+        job_id = httpx.post(f"{web.url}/v1/jobs", json={"prompt": "hi"}).json()["id"]
+        request = f"GET /v1/jobs/{job_id}?wait=55 HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode()
+        waited = f"{web.url}/v1/jobs/{job_id}?wait=0.1"
+        with ExitStack() as crowd:
+            sockets = [crowd.enter_context(socket.create_connection(("127.0.0.1", web.port))) for _ in range(5)]
+            for one in sockets:
+                one.sendall(request)
+            (refused,) = select.select(sockets, [], [], 20)[0]
+            assert refused.recv(100).startswith(b"HTTP/1.1 503")
+            assert httpx.get(waited).status_code == 503
+        until_status(waited, 200)
+    finally:
+        web.end()
+
+
+def until_status(url: str, status: int) -> None:
+    """Ask until the answer has this status."""
+    deadline = time.monotonic() + 20
+    while httpx.get(url, timeout=10).status_code != status:
+        assert time.monotonic() < deadline, f"no {status}"
+        time.sleep(0.1)
 
 
 def test_metrics_add_up_over_workers(web: Web) -> None:

@@ -85,6 +85,14 @@ def test_the_model_may_stand_in_either_place() -> None:
         made({**line, "model": "fake"})
 
 
+def test_prompts_that_begin_alike_are_known_by_it() -> None:
+    """Those of a chat by its system message too; short ones are not."""
+    system = "You are a careful assistant. " * 20
+    first, second = (made({"prompt": prompt, "system": system}).prefix for prompt in ("one", "two"))
+    assert first == second > 0
+    assert made({"prompt": "one"}).prefix == 0
+
+
 def test_tokens_are_estimated() -> None:
     """Four characters a token, and the answer's: its limit times `n`, or 256; an embedding has no answer."""
     text = "x" * 400

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from tests import servers
 from tests.webapi.conftest import End
 from webapi.app import create_app
 from webapi.context import EXTENSION, Context
-from webapi.waiters import Waiters
+from webapi.waiters import TURNS, Waiters
 
 
 def submit(client: FlaskClient) -> str:
@@ -106,9 +107,9 @@ def test_an_end_while_registering_is_not_missed(
     job_id = submit(client)
     registered = context.waiters.registered
 
-    def late(name: str) -> Any:
+    def late(*asked: Any) -> Any:
         end(job_id)
-        return registered(name)
+        return registered(*asked)
 
     monkeypatch.setattr(context.waiters, "registered", late)
     started = time.monotonic()
@@ -132,6 +133,33 @@ def test_too_many_waiters_are_refused(settings: Settings) -> None:
         assert [future.result(5)[1].status_code for future in futures] == [200, 200]
     assert client.get(f"/v1/jobs/{job_id}?wait=0.1").status_code == 200
     app.extensions[EXTENSION].close()
+
+
+def test_who_waits_for_what_has_ended_needs_no_place(settings: Settings, end: End) -> None:
+    """Its answer is there, however many wait; what never was is a 404 as ever."""
+    app = create_app(settings.model_copy(update={"max_waiters": 0}))
+    client = app.test_client()
+    job_id = submit(client)
+    assert client.get(f"/v1/jobs/{job_id}?wait=5").status_code == 503
+    end(job_id)
+    assert client.get(f"/v1/jobs/{job_id}?wait=5").json["state"] == "succeeded"
+    assert client.get(f"/v1/jobs/job_{'0' * 32}?wait=5").status_code == 404
+    app.extensions[EXTENSION].close()
+
+
+def test_who_gets_no_turn_at_the_database_is_told(
+    client: FlaskClient, context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A database that hangs holds those whose turn it is, not everybody else for ever; submitting takes no turn."""
+    job_id = submit(client)
+    monkeypatch.setattr("webapi.waiters.TURN_WITHIN", 0.1)
+    with ExitStack() as others:
+        for _ in range(TURNS):
+            others.enter_context(context.waiters.turn())
+        assert client.get(f"/v1/jobs/{job_id}").status_code == 503
+        assert client.get(f"/v1/jobs/{job_id}?wait=1").status_code == 503
+        assert submit(client)
+    assert client.get(f"/v1/jobs/{job_id}").status_code == 200
 
 
 @pytest.mark.parametrize(("threads", "most"), [(8, 4), (100, 50), (128, 64), (256, 128), (150, 86)])
