@@ -7,7 +7,23 @@ import sys
 from collections.abc import Sequence
 from itertools import takewhile
 
-NAMES = ("overhead", "path", "batch_size", "latency", "queue_depth", "recovery", "ingest", "fairness", "bulk_million")
+NAMES = (
+    "overhead",
+    "path",
+    "batch_size",
+    "latency",
+    "queue_depth",
+    "recovery",
+    "ingest",
+    "fairness",
+    "bulk_million",
+    "policies",
+    "first_token",
+    "overtaking",
+    "router",
+    "failover",
+    "waiters",
+)
 
 
 def main(argv: Sequence[str]) -> int:

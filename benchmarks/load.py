@@ -17,7 +17,7 @@ import aiohttp
 
 from benchmarks.service import BenchmarkError
 
-_WORDS = (
+WORDS = (
     "river",
     "engine",
     "harbour",
@@ -71,7 +71,7 @@ def chats(count: int, seed: int, model: str, shortest: int, longest: int) -> lis
 
 
 def _chat(number: str, chance: random.Random, model: str, tokens: int) -> dict[str, Any]:
-    words = " ".join(chance.choices(_WORDS, k=chance.randint(15, 60)))
+    words = " ".join(chance.choices(WORDS, k=chance.randint(15, 60)))
     return {
         "model": model,
         "messages": [{"role": "user", "content": f"Story {number}: tell of {words}."}],

@@ -14,6 +14,15 @@ EVERY = 0.25
 MIB = 1024
 
 
+def resident(root: int) -> int:
+    """Return the bytes of memory that a process and its descendants have for themselves."""
+    total = 0
+    for pid in tree(root):
+        with suppress(FileNotFoundError, ProcessLookupError, KeyError):
+            total += _status(pid)["RssAnon"] * 1024
+    return total
+
+
 @dataclass
 class Process:
     """One process's memory in KiB: what is its own at first and at most, and the peak that the kernel keeps."""

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from itertools import count, islice
+from typing import get_args
 
 import psycopg
 
@@ -26,7 +27,7 @@ from models.db import Database
 from models.ends import Settled
 from models.engines import Incarnation
 from models.results import NewResult
-from stoker.settings import LANES, Settings, load
+from stoker.settings import LANES, Policy, Settings, load
 from tasks import collector
 from tests import servers
 
@@ -84,7 +85,9 @@ def main(argv: Sequence[str]) -> None:
     options = _options(argv)
     report = Report("queue_depth", options)
     # The engine has no heartbeat here.
-    settings = load(database_url="postgresql://", engine_gone_after=1e6, bulk_batch=options.batch)
+    settings = load(
+        database_url="postgresql://", engine_gone_after=1e6, bulk_batch=options.batch, bulk_policy=options.policy
+    )
     rows: list[list[object]] = []
     with servers.postgres(fsync=True) as server:
         for owners in options.owners:
@@ -135,7 +138,7 @@ def _queue(report: Report, server: servers.Postgres, owners: int, depth: int) ->
             schema.upgrade(queue.database)
             with queue.database.transaction() as tx:
                 engines.register(tx, ENGINE)
-                engines.go_live(tx, ENGINE, 256, 26, [MODEL])
+                engines.go_live(tx, ENGINE, 256, 26, {MODEL: None})
             queue.fill(depth)
             report.say(f"{depth:,} jobs of {owners} owners are queued")
             yield queue
@@ -159,5 +162,6 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
     wanted.add_argument("--deep", type=int, default=1_000_000)
     wanted.add_argument("--owners", type=int, nargs="+", default=[1, 501])
     wanted.add_argument("--batch", type=int, default=128)
+    wanted.add_argument("--policy", choices=get_args(Policy), default="fixed", help="how the batches are chosen")
     wanted.add_argument("--cuts", type=int, default=200, help="cuts of each depth in each state")
     return wanted.parse_args(argv)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import __main__ as entry
-from benchmarks import load, profiling, report
+from benchmarks import load, profiling, report, workloads
 
 ROOT = Path(__file__).parents[2]
 
@@ -45,6 +45,19 @@ def test_same_seed_same_chats() -> None:
     assert all(chat["ignore_eos"] and 16 <= chat["max_tokens"] <= 128 for chat in chats)
     assert len({json.dumps(chat) for chat in chats}) == 50
     assert len({chat["max_tokens"] for chat in chats}) > 20
+
+
+def test_workloads_are_what_their_names_say() -> None:
+    """The same seed gives the same jobs; lengths are even or varied, and eight beginnings are shared."""
+    made = {name: workloads.chats(name, 200, 7, "m") for name in workloads.WORKLOADS}
+    assert made["varied"] == workloads.chats("varied", 200, 7, "m")
+    answers = {name: {json.loads(one.body)["max_tokens"] for one in some} for name, some in made.items()}
+    assert answers["uniform"] == {32}
+    assert min(answers["varied"]) == 4
+    assert max(answers["varied"]) > 100
+    assert {one.prefix > 0 for one in made["shared"]} == {True}
+    assert len({one.prefix for one in made["shared"]}) == workloads.SHARED
+    assert {one.owner for one in made["mixed"]} == {f"owner-{number}" for number in range(workloads.OWNERS)}
 
 
 def test_samples_are_charged_to_our_innermost_function() -> None:
