@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from stoker.api_errors import StokerAPIError, WebhookVerificationError
     from stoker.async_client import AsyncClient
     from stoker.client import Client
+    from stoker.job_events import Event
     from stoker.resources import Batch, Bulk, Counts, File, Job, Result
     from stoker.webhook_signature import verify_webhook
 
@@ -20,6 +21,7 @@ __all__ = [
     "Bulk",
     "Client",
     "Counts",
+    "Event",
     "File",
     "Job",
     "Result",
@@ -32,6 +34,7 @@ __all__ = [
 _HOMES = {
     "AsyncClient": "stoker.async_client",
     "Client": "stoker.client",
+    "Event": "stoker.job_events",
     "StokerAPIError": "stoker.api_errors",
     "WebhookVerificationError": "stoker.api_errors",
     "verify_webhook": "stoker.webhook_signature",

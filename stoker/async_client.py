@@ -17,6 +17,7 @@ from typing import Any, Self, TypeVar
 import httpx
 
 from stoker import calls, connection, openai_calls, steps
+from stoker.job_events import Event, Events
 from stoker.resources import Batch, Bulk, File, Job, Result
 from stoker.result_pages import Results
 from stoker.steps import Call, Lost, Outcome, Pause, Steps
@@ -65,6 +66,19 @@ class AsyncClient:
     async def wait(self, job_id: str, timeout: float = 600.0) -> Job:  # noqa: ASYNC109  # as Client.wait
         """Return a job when it has ended. Raises TimeoutError when it has not after so many seconds."""
         return await self.perform(steps.wait_job(lambda seconds: calls.job(job_id, seconds), job_id, timeout))
+
+    async def events(self, job_id: str, after: str = "") -> AsyncIterator[Event]:
+        """Yield what happens to a job until its end: its states, and the chunks of one submitted with `stream=True`.
+
+        A broken connection is mended on the way: no chunk comes twice, none is left out. Begin behind a chunk that you
+        have with `after=event.id`. Leaving does nothing to the job.
+        """
+        reader = Events(job_id, after)
+        while not reader.ended:
+            async for event in self._read_events(reader):
+                yield event
+            if not reader.ended:
+                await asyncio.sleep(reader.pause())
 
     async def result(self, job_id: str) -> Any:
         """Return the engine's answer alone. Raises StokerAPIError (404) while there is none."""
@@ -238,6 +252,19 @@ class AsyncClient:
                 await asyncio.sleep(step.seconds)
             else:
                 outcome = await self._send(step)
+
+    async def _read_events(self, reader: Events) -> AsyncIterator[Event]:
+        try:
+            async with self._http.stream(**connection.arguments(reader.call())) as answer:
+                reader.outcome = answer
+                if not answer.is_success:
+                    await answer.aread()
+                    return
+                async for block in answer.aiter_bytes():
+                    for event in reader.feed(block):
+                        yield event
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            reader.outcome = Lost(self._http.base_url, error)
 
     async def _send(self, call: Call[Any]) -> Outcome:
         content = drip(call.upload.blocks()) if call.upload else None

@@ -12,7 +12,9 @@ from stoker.cli_http import print_json, service
 from stoker.console import URL, JsonOption, KeyOption, UrlOption, fail
 
 if TYPE_CHECKING:
-    from stoker.client import Job
+    from collections.abc import Iterator
+
+    from stoker.client import Event, Job
 
 app = typer.Typer()
 
@@ -25,7 +27,8 @@ def submit(  # noqa: PLR0913  # a command's options
     prompt: Annotated[str, typer.Argument(help="The prompt; - reads it from the standard input.")],
     *,
     wait: Annotated[bool, typer.Option("--wait", help="Wait for the answer and print it.")] = False,
-    timeout: Annotated[float, typer.Option(help="Seconds to wait at most.")] = 600.0,
+    stream: Annotated[bool, typer.Option("--stream", help="Print the answer as it comes; lane: realtime.")] = False,
+    timeout: Annotated[float, typer.Option(help="Seconds to --wait at most.")] = 600.0,
     model: Annotated[str | None, typer.Option(help="Model.  [default: the service's own]")] = None,
     lane: Annotated[str | None, typer.Option(help="realtime, standard or bulk.")] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Longest answer, in tokens.")] = None,
@@ -34,12 +37,17 @@ def submit(  # noqa: PLR0913  # a command's options
     api_key: KeyOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Hand in a job; print its id, or its answer with --wait."""
+    """Hand in a job; print its id, or its answer with --wait or --stream."""
     text = sys.stdin.read() if prompt == "-" else prompt
-    options = {"model": model, "lane": lane, "max_tokens": max_tokens, "system": system}
+    if stream:
+        lane = lane or "realtime"
+    options = {"model": model, "lane": lane, "max_tokens": max_tokens, "system": system, "stream": stream or None}
     given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
     with service(url, api_key) as client:
         job = client.submit(prompt=text, **given)
+        if stream:
+            _print_events(client.events(job.id), as_json=as_json)
+            return
         if wait:
             job = client.wait(job.id, timeout=timeout)
     if wait or as_json:
@@ -62,6 +70,19 @@ def status(
     _show(job, as_json=as_json, answer=False)
 
 
+@app.command(epilog="Example:\n\n  stoker follow job_0198c1f0a1b27c3d8e4f5a6b7c8d9e0f")
+def follow(
+    job_id: Annotated[str, typer.Argument(metavar="ID", help="The job's id.")],
+    *,
+    url: UrlOption = URL,
+    api_key: KeyOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Print a job's answer as it comes (submitted with --stream), or when it has ended; with --json its events."""
+    with service(url, api_key) as client:
+        _print_events(client.events(job_id), as_json=as_json)
+
+
 @app.command()
 def cancel(
     job_id: Annotated[str, typer.Argument(metavar="ID", help="The job's id.")],
@@ -74,6 +95,36 @@ def cancel(
     with service(url, api_key) as client:
         job = client.cancel(job_id)
     _show(job, as_json=as_json, answer=False)
+
+
+def _print_events(events: Iterator[Event], *, as_json: bool) -> None:
+    """Print the text of an answer as it comes, or each event as a line of JSON; a failed job ends the program."""
+    printed = ""
+    for event in events:
+        if as_json:
+            print_json({"event": event.kind, "id": event.id, "data": event.data})
+        elif event.kind == "restart":
+            typer.echo("\nstoker: the engine failed; the answer begins anew", err=True)
+            printed = ""
+        elif event.text:
+            typer.echo(event.text, nl=False)
+            sys.stdout.flush()
+            printed += event.text
+        if event.kind == "end":
+            _end(event.job, printed, as_json=as_json)
+
+
+def _end(job: Job, printed: str, *, as_json: bool) -> None:
+    """Print what of an answer was not printed as it came."""
+    if job.state != "succeeded":
+        fail(f"job {job.id} {job.state}{_why(job)}")
+    if as_json:
+        return
+    answer = _answer(job)
+    whole = printed if printed and answer.startswith(printed) else ""
+    if printed and not whole:
+        typer.echo("\nstoker: parts were lost on their way; the whole answer:", err=True)
+    typer.echo(answer.removeprefix(whole))
 
 
 def _show(job: Job, *, as_json: bool, answer: bool) -> None:

@@ -21,6 +21,7 @@ import httpx
 
 from stoker import calls, connection, openai_calls, steps
 from stoker.api_errors import StokerAPIError, WebhookVerificationError
+from stoker.job_events import Event, Events
 from stoker.resources import Batch, Bulk, Counts, File, Job, Result
 from stoker.result_pages import Results
 from stoker.steps import Call, Lost, Outcome, Pause, Steps
@@ -32,6 +33,7 @@ __all__ = [
     "Bulk",
     "Client",
     "Counts",
+    "Event",
     "File",
     "Job",
     "Result",
@@ -85,6 +87,18 @@ class Client:
     def wait(self, job_id: str, timeout: float = 600.0) -> Job:
         """Return a job when it has ended. Raises TimeoutError when it has not after so many seconds."""
         return self.perform(steps.wait_job(lambda seconds: calls.job(job_id, seconds), job_id, timeout))
+
+    def events(self, job_id: str, after: str = "") -> Iterator[Event]:
+        """Yield what happens to a job until its end: its states, and the chunks of one submitted with `stream=True`.
+
+        A broken connection is mended on the way: no chunk comes twice, none is left out. Begin behind a chunk that you
+        have with `after=event.id`. Leaving does nothing to the job.
+        """
+        reader = Events(job_id, after)
+        while not reader.ended:
+            yield from self._read_events(reader)
+            if not reader.ended:
+                time.sleep(reader.pause())
 
     def result(self, job_id: str) -> Any:
         """Return the engine's answer alone. Raises StokerAPIError (404) while there is none."""
@@ -250,6 +264,18 @@ class Client:
                 time.sleep(step.seconds)
             else:
                 outcome = self._send(step)
+
+    def _read_events(self, reader: Events) -> Iterator[Event]:
+        try:
+            with self._http.stream(**connection.arguments(reader.call())) as answer:
+                reader.outcome = answer
+                if not answer.is_success:
+                    answer.read()
+                    return
+                for block in answer.iter_bytes():
+                    yield from reader.feed(block)
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            reader.outcome = Lost(self._http.base_url, error)
 
     def _send(self, call: Call[Any]) -> Outcome:
         content = call.upload.blocks() if call.upload else None

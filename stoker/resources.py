@@ -191,6 +191,17 @@ def text_of(answer: Any) -> str:
     return str(text or _response_text(answer.get("output")))
 
 
+def piece_of(event: Any) -> str:
+    """Return what an event of an endpoint's stream adds to the text of the first answer, empty when nothing."""
+    if not isinstance(event, dict):
+        return ""
+    first: Any = next((choice for choice in event.get("choices") or () if not choice.get("index")), {})
+    text = (first.get("delta") or {}).get("content") or first.get("text")
+    if event.get("type") == "response.output_text.delta":
+        text = event.get("delta")
+    return str(text or "")
+
+
 def _response_text(output: Any) -> str:
     items = output if isinstance(output, list) else []
     parts = [part for item in items if item.get("type") == "message" for part in item.get("content") or ()]

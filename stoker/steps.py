@@ -122,6 +122,20 @@ def wait_ended(
         yield Pause(max(0.0, min(left, SLOWEST_LOOK, EARLY_PAUSE + waited / 4)))
 
 
+def pause_before(outcome: Outcome, tried: int) -> float:
+    """Return the seconds to wait before a stream is asked for again; `tried` is how often it was in a row.
+
+    An answer that is none of refusal ended too soon. Raises StokerAPIError where asking again does not help.
+    """
+    if isinstance(outcome, httpx.Response) and outcome.is_success:
+        return _jittered(min(LONGEST_PAUSE, FIRST_PAUSE * 2**tried))
+    error = _error(outcome)
+    pause = _pause(error, tried)
+    if not error.temporary or pause > LONGEST_RETRY_AFTER:
+        raise error
+    return pause
+
+
 def _read(call: Call[T], answer: httpx.Response) -> T:
     try:
         return call.read(answer)
