@@ -9,6 +9,7 @@ import sqlalchemy as sa
 from flask import Response
 
 from models.jobs import NewJob, Stored
+from webapi.errors import Problem
 
 JSON = "application/json"
 
@@ -84,6 +85,15 @@ def _error(row: sa.Row[Any]) -> dict[str, Any] | None:
     if row.state != "failed":
         return None
     return {"code": row.error_code or "failed", "message": row.error_message or "", "status": row.status or 500}
+
+
+def failure(row: sa.Row[Any]) -> Problem:
+    """Return the error of a job that ended without an answer."""
+    if row.state in {"cancelled", "expired"}:
+        return Problem(409, f"job_{row.state}", f"The job {row.id} was {row.state} before it was done.")
+    status = row.status if row.status and row.status >= 400 else 500  # noqa: PLR2004  # HTTP's errors
+    headers = {"Retry-After": "5"} if status == 503 else {}  # noqa: PLR2004  # as above
+    return Problem(status, row.error_code or "failed", row.error_message or "The job failed.", headers=headers)
 
 
 def encode(document: Any) -> bytes:

@@ -90,6 +90,7 @@ class Followed:
         self._waiter = waiter
         self._follower = Follower(context.waiters, context.recorded, waiter, job_id, after)
         self._told = ""
+        self._told_lost = False
 
     def look(self) -> sa.Row[Any]:
         """Return the job as it is. Raises NotFound."""
@@ -134,7 +135,7 @@ class Followed:
         except NotFound:
             self._waiter.gone = True  # deleted meanwhile: there is nothing left to follow
         else:
-            self._waiter.state = row.state
+            self._waiter.know(row.state)
         return row
 
     def _state(self, state: str) -> Iterator[bytes]:
@@ -144,10 +145,14 @@ class Followed:
 
     def _told_of(self, steps: list[Step]) -> Iterator[bytes]:
         for step in steps:
-            if self._told not in JOB.final:
+            if isinstance(step, Lost):
+                if self._told_lost or not self._has_tokens():
+                    continue  # said already, or of a job that has none to lose
+            elif self._told not in JOB.final:
                 # Tokens are heard at once, states looked for once a second.
-                self._waiter.state = "running"
+                self._waiter.know("running")
                 yield from self._state("running")
+            self._told_lost = isinstance(step, Lost)
             yield _event(step)
 
     def _late_steps(self, row: sa.Row[Any], *, followed: bool) -> Iterator[bytes]:
@@ -157,15 +162,20 @@ class Followed:
         while True:
             steps = self._follower.take(look=True)
             yield from self._told_of(steps)
-            if self._follower.whole or (row.state != "succeeded" and not steps):
+            # What is lost at the very end is not followed by anything: Redis is away.
+            away = bool(steps) and isinstance(steps[-1], Lost)
+            if self._follower.whole or away or (row.state != "succeeded" and not steps):
                 return
             if not steps and not streamed and self._follower.position.seq == 0:
                 return
             if not steps and time.monotonic() > until:
-                yield _event(Lost("the last tokens were lost on their way"))
+                yield from self._told_of([Lost("the last tokens were lost on their way")])
                 return
             if not steps:
                 self._waiter.wait(0.1)
+
+    def _has_tokens(self) -> bool:
+        return self._follower.position.seq > 0 or self._is_streamed()
 
     def _is_streamed(self) -> bool:
         try:

@@ -45,7 +45,7 @@ wsgi_app = "webapi.app:create_app()"
 proc_name = "stoker-web"
 bind = [f"{_host}:{_settings.port}"]
 workers = _settings.web_workers
-worker_class = "gthread"
+worker_class = "webapi.gunicorn_worker.Worker"
 threads = _settings.web_threads
 # Above the threads: at gunicorn's default of 1000 and more threads than that, every connection is refused.
 worker_connections = max(1000, _room)

@@ -71,7 +71,10 @@ def answer(wish: Wish) -> Response:
 class Interactive:
     """One such request, from its job on."""
 
-    def __init__(self, context: Context, owner: str, wish: Wish, job_id: str, waiter: Waiter) -> None:
+    def __init__(  # a request has so many parts
+        self, context: Context, owner: str, wish: Wish, job_id: str, waiter: Waiter, after: int | None = None
+    ) -> None:
+        """Begin; of a response only the events behind the `sequence_number` `after` are streamed."""
         self._context = context
         self._owner = owner
         self._wish = wish
@@ -79,6 +82,7 @@ class Interactive:
         self._waiter = waiter
         self._follower = Follower(context.waiters, context.recorded, waiter, job_id)
         self._until = time.monotonic() + context.settings.wait_for + context.settings.request_timeout
+        self._after = after
         self._sequence = -1
         self._incomplete = False
         self._beaten = time.monotonic()
@@ -116,7 +120,8 @@ class Interactive:
         """
         restarts = [at for at, step in enumerate(steps) if isinstance(step, Restart)]
         if restarts:
-            steps, self._incomplete = steps[restarts[-1] + 1 :], False
+            # Whoever comes back has heard one attempt or another; the rest of this one may not fit.
+            steps, self._incomplete = steps[restarts[-1] + 1 :], self._after is not None
         self._incomplete = self._incomplete or any(isinstance(step, Lost) for step in steps)
         return [] if self._incomplete else steps
 
@@ -128,28 +133,25 @@ class Interactive:
             if self._wish.job.endpoint == RESPONSES and row.state == "succeeded":
                 body = whole_streams.written({**whole_streams.read(body), "id": self._job_id.replace("job_", "resp_")})
             return answers.respond(body, row.status or 200, **headers)
-        problem = _failure(row)
+        problem = answers.failure(row)
         problem.headers.update({"X-Stoker-Job": self._job_id})
         raise problem
 
-    def events(self, first: list[Step] | sa.Row[Any], after: int | None = None) -> Iterator[bytes]:
-        """Yield the stream; it ends with `[DONE]` after the result is stored, or with an error.
-
-        Of a response only the events behind the `sequence_number` `after`.
-        """
+    def events(self, first: list[Step] | sa.Row[Any]) -> Iterator[bytes]:
+        """Yield the stream; it ends with `[DONE]` after the result is stored, or with an error."""
         try:
-            yield from self._tokens(first, after)
+            yield from self._tokens(first)
             yield from self._last()
         except Problem as problem:
             yield self._error(problem)
 
-    def _tokens(self, first: list[Step] | sa.Row[Any], after: int | None) -> Iterator[bytes]:
+    def _tokens(self, first: list[Step] | sa.Row[Any]) -> Iterator[bytes]:
         steps = self._as_steps(first) if isinstance(first, sa.Row) else first
         while True:
             for step in steps:
                 if not isinstance(step, Token):
                     raise self._broken(step)
-                if data := self._write(step.event, after):
+                if data := self._write(step.event):
                     self._beaten = time.monotonic()
                     yield data
             if self._follower.whole or isinstance(first, sa.Row):
@@ -175,7 +177,7 @@ class Interactive:
         until = time.monotonic() + LATE
         while not (steps := self._follower.take(look=True)) and not self._follower.whole:
             if row.state != "succeeded":
-                raise _failure(row)
+                raise answers.failure(row)
             if time.monotonic() > until:
                 raise self._broken(Lost("the last tokens were lost on their way"))
             self._waiter.wait(0.2)
@@ -190,7 +192,7 @@ class Interactive:
             self._waiter.wait(TICK)
             yield from self._beat()
         if row.state != "succeeded":
-            raise _failure(row)
+            raise answers.failure(row)
         if self._wish.job.endpoint != RESPONSES:
             yield sse.event("[DONE]")
 
@@ -238,11 +240,12 @@ class Interactive:
         raise Problem(503, "engines_busy", detail, headers={"Retry-After": after})
 
     def _as_steps(self, row: sa.Row[Any]) -> list[Step]:
-        made = whole_streams.events(self._wish.job.endpoint, row.body, with_usage=self._wish.with_usage)
+        endpoint, usage = self._wish.job.endpoint, self._wish.with_usage
+        made = whole_streams.events(endpoint, row.body, with_usage=usage, number=self._next())
         position = self._follower.position
         return [Token(position, event) for event in made]
 
-    def _write(self, event: str, after: int | None) -> bytes:
+    def _write(self, event: str) -> bytes:
         if self._wish.job.endpoint != RESPONSES:
             return sse.event(event)
         try:
@@ -251,13 +254,16 @@ class Interactive:
             return sse.event(event)  # the client may make of it what it can
         number = said.get("sequence_number")
         self._sequence = number if isinstance(number, int) else self._sequence + 1
-        if after is not None and self._sequence <= after:
+        if self._after is not None and self._sequence <= self._after:
             return b""
         if isinstance(said.get("response"), dict):
             # Known by the job's id, whatever its engine calls it.
             said["response"]["id"] = self._job_id.replace("job_", "resp_")
             event = whole_streams.written(said)
         return sse.event(event, kind=str(said.get("type", "")))
+
+    def _next(self) -> int:
+        return max(self._sequence, -1 if self._after is None else self._after) + 1
 
     def _broken(self, step: Step) -> Problem:
         """Return the error with which a stream ends that has lost its thread."""
@@ -270,7 +276,7 @@ class Interactive:
     def _error(self, problem: Problem) -> bytes:
         if self._wish.job.endpoint == RESPONSES:
             error = {"type": "error", "code": problem.code, "message": problem.detail, "param": None}
-            numbered = {**error, "sequence_number": self._sequence + 1}
+            numbered = {**error, "sequence_number": self._next()}
             return sse.event(msgspec.json.encode(numbered).decode(), kind="error")
         error = {"message": problem.detail, "type": "server_error", "param": None, "code": problem.code}
         return sse.event(msgspec.json.encode({"error": error}).decode())
@@ -289,12 +295,3 @@ class Interactive:
             log.warning("the job of a client that has gone runs on", reason=str(error))
             return
         self._context.pager.stopped(self._job_id)
-
-
-def _failure(row: sa.Row[Any]) -> Problem:
-    """Return the error of a job that ended without an answer."""
-    if row.state in {"cancelled", "expired"}:
-        return Problem(409, f"job_{row.state}", f"The job {row.id} was {row.state} before it was done.")
-    status = row.status if row.status and row.status >= 400 else 500  # noqa: PLR2004  # HTTP's errors
-    headers = {"Retry-After": "5"} if status == 503 else {}  # noqa: PLR2004  # as above
-    return Problem(status, row.error_code or "failed", row.error_message or "The job failed.", headers=headers)

@@ -139,12 +139,13 @@ def _follow(job_id: str, wish: Wish, held: ExitStack, waiter: Waiter, starting_a
     held.enter_context(context.waiters.following(waiter, job_id))
     waiter.miss()
     waiter.end()
-    call = Interactive(context, g.owner, wish, job_id, waiter)
+    call = Interactive(context, g.owner, wish, job_id, waiter, starting_after)
     first = call.first(give_up=False)
     if isinstance(first, sa.Row) and first.state != "succeeded":
         return call.whole(first)
     connection = request.environ.get(CONNECTION)
-    return sse.respond(call.events(first, starting_after), held.pop_all(), connection, context.settings.stream_stall)
+    stall = context.settings.stream_stall
+    return sse.respond(call.events(first), held.pop_all(), connection, stall, X_Stoker_Job=job_id)
 
 
 def _find(response_id: str) -> tuple[sa.Row[Any], str]:

@@ -52,6 +52,8 @@ class Subscription:
                 self._listen()
             except (redis.RedisError, OSError) as error:
                 log.info("not subscribed to ended jobs", kind=type(error).__name__)
+            except Exception as error:  # the thread's edge: deaf for good it would cost every stream
+                log.exception("not subscribed to ended jobs", error=type(error).__name__)
             self._deaf_since = self._deaf_since or time.monotonic()
             pause = FIRST_PAUSE if time.monotonic() - started > LONGEST_PAUSE else min(pause * 2, LONGEST_PAUSE)
             time.sleep(pause)

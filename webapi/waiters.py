@@ -11,7 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from socket import socket
 
 import structlog
@@ -61,13 +61,17 @@ class Waiter:
         self.missed = False
         self.pieces: deque[Piece] = deque()
         self.waking: Waking | None = None
+        self._known_at = 0.0
+        self._sleeping = False
         self._unread = 0
 
     def wait(self, seconds: float) -> None:
         """Wait until something has changed, or the seconds have passed."""
+        self._sleeping = True
         if self.waking is not None:
             self.waking.asleep(self.woken.set)
         self.woken.wait(max(0.0, seconds))
+        self._sleeping = False
         self.woken.clear()
 
     def hang_up(self) -> None:
@@ -80,12 +84,18 @@ class Waiter:
         self.may_have_ended = True
         self._wake()
 
-    def see(self, state: str) -> None:
-        """Note a state."""
-        changed, self.state = state != self.state, state
+    def know(self, state: str) -> None:
+        """Note the state as it is now: said by who waits, who has looked or has got a token."""
+        self.state, self._known_at = state, time.monotonic()
+
+    def see(self, state: str, at: float) -> None:
+        """Note a state as it was at a time; one from before what is known is passed over, for it would go back."""
         if state in JOB.final:
             self.end()
-        elif changed and self.wants_states:
+        if at < self._known_at:
+            return
+        changed, self.state = state != self.state, state
+        if changed and self.wants_states:
             self._wake()
 
     def hear(self, piece: Piece) -> None:
@@ -107,12 +117,16 @@ class Waiter:
         """Return the pieces that came since the last call."""
         self._unread = 0
         taken = []
-        while self.pieces:
-            taken.append(self.pieces.popleft())
+        # Not `while self.pieces`: the hub may drop them all in between.
+        with suppress(IndexError):
+            while True:
+                taken.append(self.pieces.popleft())
         return taken
 
     def _wake(self) -> None:
-        if self.waking is None:
+        # Who is awake looks before it sleeps again. To count it anew at each token would let a few whose clients do not
+        # read keep all others asleep.
+        if self.waking is None or not self._sleeping:
             self.woken.set()
         else:
             self.waking.wake(self.woken.set)
@@ -257,13 +271,18 @@ class Waiters:
             if not ids:
                 continue
             try:
-                with self._database.reading() as tx:
-                    states = views.states(tx, ids)
+                self._look_for(ids)
             except DatabaseUnavailable as error:
                 log.warning("cannot look for ended jobs", reason=str(error))
-                continue
-            for job_id, waiter in self._of(ids):
-                if (state := states.get(job_id)) is None:
-                    waiter.end()  # deleted
-                else:
-                    waiter.see(state)
+            except Exception as error:  # the thread's edge: without it nobody hears of an end any more
+                log.exception("cannot look for ended jobs", error=type(error).__name__)
+
+    def _look_for(self, ids: Sequence[str]) -> None:
+        asked = time.monotonic()
+        with self._database.reading() as tx:
+            states = views.states(tx, ids)
+        for job_id, waiter in self._of(ids):
+            if (state := states.get(job_id)) is None:
+                waiter.end()  # deleted
+            else:
+                waiter.see(state, asked)

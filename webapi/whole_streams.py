@@ -10,12 +10,12 @@ import msgspec
 from models.calls import CHAT, COMPLETIONS, RESPONSES
 
 
-def events(endpoint: str, body: str, *, with_usage: bool) -> list[str]:
-    """Return the events of a stream that carries all of an answer at once."""
+def events(endpoint: str, body: str, *, with_usage: bool, number: int = 0) -> list[str]:
+    """Return the events of a stream that carries all of an answer at once; that of a response has this number."""
     answer = read(body)
     if endpoint == RESPONSES:
         kind = "response.incomplete" if answer.get("status") == "incomplete" else "response.completed"
-        return [written({"type": kind, "sequence_number": 0, "response": answer})]
+        return [written({"type": kind, "sequence_number": number, "response": answer})]
     usage = answer.pop("usage", None)
     choices = [choice if endpoint == COMPLETIONS else _delta(choice) for choice in answer.get("choices", [])]
     if endpoint == CHAT:

@@ -49,6 +49,8 @@ def wish_of(sent: JsonObject, endpoint: str, owner: str, settings: Settings, kno
         lane=LANE,
         tokens=estimate(sum(map(len, prompts)), answer_tokens(call, model)),
         prefix=calls.prefix(endpoint, memoryview(sent.raw[content])),
+        # For when this process is killed and can cancel nothing: nobody waits longer.
+        expires_in=settings.wait_for + settings.request_timeout + SPARE,
         trace=tracing.current(),
     )
     return Wish(job, bool(asked.stream), _with_usage(sent.values))

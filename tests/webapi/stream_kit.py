@@ -65,7 +65,7 @@ class Played:
                 found[:] = tx.execute(queued).scalars()
             return bool(found)
 
-        until(look)
+        until(look, 60)
         return found[0]
 
     def start(self, job_id: str = "") -> Stream:
@@ -86,7 +86,7 @@ class Played:
 
     def end(self, job_id: str, answer: Any = ANSWER, state: str = "succeeded", **more: Any) -> None:
         """Store how a running job ended, and tell of it, when what it said is out."""
-        until(lambda: not self.tokens._waiting)
+        until(lambda: not self.tokens._waiting, 60)
         body = None if answer is None else json.dumps(answer)
         result = NewResult(more.pop("status", 200), body, prompt_tokens=1, completion_tokens=2, **more)
         batch_id = self._batches[job_id]
@@ -133,12 +133,12 @@ class Asked:
         finally:
             answer.close()
 
-    def begun(self, seconds: float = 10.0) -> int:
+    def begun(self, seconds: float = 60.0) -> int:
         """Wait for the status and return it."""
         assert self._begun.wait(seconds)
         return self.status
 
-    def done(self, seconds: float = 20.0) -> int:
+    def done(self, seconds: float = 60.0) -> int:
         """Wait for the end of the answer and return its status."""
         self._thread.join(seconds)
         assert not self._thread.is_alive()
@@ -172,7 +172,7 @@ class Asked:
 
     def has(self, count: int) -> None:
         """Wait until so many events have come."""
-        until(lambda: len(self.events) >= count)
+        until(lambda: len(self.events) >= count, 60)
 
 
 def read(part: str) -> Event:

@@ -19,7 +19,7 @@ from tests.tasks.inprocess import until
 from tests.webapi.stream_kit import ANSWER, Asked, Event, Played, chunk
 from tests.webapi.test_auth import bearer, expire_memory, made_key
 from tests.webapi.test_hangups import connect
-from webapi import interactive
+from webapi import following, interactive
 from webapi.app import create_app
 from webapi.context import EXTENSION, Context
 
@@ -69,7 +69,7 @@ def test_a_job_is_followed_to_its_end(app: Flask, client: FlaskClient, context: 
     asked.has(4)
     stream.end()
     played.end(job_id)
-    assert asked.done(5) == 200
+    assert asked.done() == 200
     assert kinds(asked) == ["state", "state", "chunk", "chunk", "state", "end"]
     assert [event.data["state"] for event in of(asked, "state")] == ["queued", "running", "succeeded"]
     assert chunks(asked) == ["1-1", "1-2"]
@@ -85,7 +85,7 @@ def test_a_client_comes_back(app: Flask, client: FlaskClient, played: Played) ->
     stream = played.start(job_id)
     for n in range(6):
         stream.emit(chunk(str(n)))
-    until(lambda: stream.written == 6)
+    until(lambda: stream.written == 6, 60)
     for known in range(1, 7):
         asked = follow(app, job_id, f"1-{known}")
         asked.has(7 - known)
@@ -130,7 +130,7 @@ def test_many_follow_one_job(app: Flask, client: FlaskClient, played: Played) ->
     stream = played.start(job_id)
     stream.emit(chunk("one "))
     for asked in everybody:
-        until(lambda asked=asked: chunks(asked))  # type: ignore[misc]  # binds the loop's variable
+        until(lambda asked=asked: chunks(asked), 60)  # type: ignore[misc]  # binds the loop's variable
     everybody[0].leave.set()
     stream.emit(chunk("two"))
     everybody[0].done()
@@ -148,11 +148,11 @@ def test_a_job_that_is_run_again_is_told_anew(app: Flask, client: FlaskClient, p
     asked = follow(app, job_id)
     stream = played.start(job_id)
     stream.emit(chunk("old"))
-    until(lambda: chunks(asked))
+    until(lambda: chunks(asked), 60)
     played.lose(job_id)
     again = played.start(job_id)
     again.emit(chunk("new "))
-    until(lambda: len(chunks(asked)) == 2)
+    until(lambda: len(chunks(asked)) == 2, 60)
     stream.emit(chunk("older"))
     again.emit(chunk("one"))
     again.end()
@@ -169,8 +169,11 @@ def test_a_job_that_is_run_again_is_told_anew(app: Flask, client: FlaskClient, p
 
 
 @pytest.mark.parametrize("state", ["succeeded", "failed", "cancelled"])
-def test_an_ended_job(app: Flask, client: FlaskClient, played: Played, state: str) -> None:
-    """Its state and its end, at once."""
+def test_an_ended_job(
+    app: Flask, client: FlaskClient, played: Played, monkeypatch: pytest.MonkeyPatch, state: str
+) -> None:
+    """Its state and its end, at once: no tokens are waited for that will never come."""
+    monkeypatch.setattr(interactive, "LATE", 300.0)
     job_id = submitted(client, stream=False)
     played.start(job_id)
     if state == "cancelled":
@@ -178,25 +181,31 @@ def test_an_ended_job(app: Flask, client: FlaskClient, played: Played, state: st
     else:
         played.end(job_id, None if state == "failed" else ANSWER, state)
     asked = follow(app, job_id)
-    assert asked.done(2) == 200
+    assert asked.done() == 200
     assert kinds(asked) == ["state", "end"]
     assert asked.events[-1].data["state"] == state
 
 
-def test_a_job_without_a_stream(app: Flask, client: FlaskClient, played: Played) -> None:
-    """Its states, and its end as soon as it comes."""
+def test_a_job_without_a_stream(
+    app: Flask, client: FlaskClient, played: Played, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its states, and its end as soon as it comes: no tokens are waited for."""
+    monkeypatch.setattr(interactive, "LATE", 300.0)
     job_id = submitted(client, stream=False)
     asked = follow(app, job_id)
     asked.has(1)
     played.start(job_id)
-    until(lambda: len(asked.events) == 2)
+    until(lambda: len(asked.events) == 2, 60)
     played.end(job_id)
-    asked.done(2)
+    asked.done()
     assert kinds(asked) == ["state", "state", "state", "end"]
 
 
-def test_tokens_behind_the_end_are_waited_for(app: Flask, client: FlaskClient, played: Played) -> None:
+def test_tokens_behind_the_end_are_waited_for(
+    app: Flask, client: FlaskClient, played: Played, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The first too: a short job ends before its tokens are out."""
+    monkeypatch.setattr(interactive, "LATE", 300.0)
     job_id = submitted(client)
     asked = follow(app, job_id)
     asked.has(1)
@@ -219,7 +228,7 @@ def test_tokens_that_are_gone_are_lost(
     asked = follow(app, job_id)
     stream = played.start(job_id)
     stream.emit(chunk("one"))
-    until(lambda: chunks(asked))
+    until(lambda: chunks(asked), 60)
     played.end(job_id)
     asked.done()
     assert kinds(asked)[-3:] == ["lost", "state", "end"]
@@ -231,11 +240,11 @@ def test_a_gap_is_said(app: Flask, client: FlaskClient, played: Played, redis_ur
     job_id = submitted(client)
     stream = played.start(job_id)
     stream.emit(chunk("one"))
-    until(lambda: stream.written == 1)
+    until(lambda: stream.written == 1, 60)
     with redis.Redis.from_url(redis_url) as store:
         store.flushall()
     stream.emit(chunk("two"))
-    until(lambda: stream.written == 2)
+    until(lambda: stream.written == 2, 60)
     asked = follow(app, job_id)
     stream.end()
     played.end(job_id)
@@ -259,6 +268,29 @@ def test_without_redis_there_are_states(settings: Settings, played: Played) -> N
     app.extensions[EXTENSION].close()
 
 
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_redis_that_stays_away_is_told_once(
+    settings: Settings, played: Played, monkeypatch: pytest.MonkeyPatch, streamed: bool
+) -> None:
+    """And only of a job that has tokens to lose: it does not run for that, and its end comes as ever."""
+    monkeypatch.setattr(following, "PATIENCE", -1.0)  # it counts as away at once
+    app = create_app(settings.model_copy(update={"redis_url": f"redis://127.0.0.1:{servers.free_port()}/0"}))
+    job_id = submitted(app.test_client(), stream=streamed)
+    asked = follow(app, job_id)
+    asked.has(1)
+    played.start(job_id)
+    until(lambda: "running" in [event.data["state"] for event in of(asked, "state")], 60)
+    played.end(job_id)
+    asked.done()
+    late = follow(app, job_id)
+    late.done()
+    for one, states in ((asked, ["queued", "running", "succeeded"]), (late, ["succeeded"])):
+        assert [event.data["state"] for event in of(one, "state")] == states
+        assert kinds(one).count("lost") == (1 if streamed else 0)
+        assert kinds(one)[-1] == "end"
+    app.extensions[EXTENSION].close()
+
+
 def test_the_database_may_be_away_for_a_moment(
     app: Flask, client: FlaskClient, context: Context, played: Played, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -267,7 +299,7 @@ def test_the_database_may_be_away_for_a_moment(
     asked = follow(app, job_id)
     stream = played.start(job_id)
     stream.emit(chunk("one"))
-    until(lambda: chunks(asked))
+    until(lambda: chunks(asked), 60)
     real, away = context.database.reading, threading.Event()
     away.set()
 
@@ -280,7 +312,7 @@ def test_the_database_may_be_away_for_a_moment(
     stream.emit(chunk("two"))
     stream.end()
     played.end(job_id)
-    until(lambda: len(chunks(asked)) == 2)
+    until(lambda: len(chunks(asked)) == 2, 60)
     away.clear()
     asked.done()
     assert kinds(asked)[-1] == "end"
@@ -293,7 +325,7 @@ def test_a_client_that_hangs_up_leaves_its_place(app: Flask, client: FlaskClient
     asked = follow(app, job_id, environ_overrides={"gunicorn.socket": server})
     asked.has(1)
     end.close()
-    asked.done(5)
+    asked.done()
     assert context.waiters._count == 0
     assert client.get(f"/v1/jobs/{job_id}").json["state"] == "queued"
     server.close()
@@ -304,7 +336,7 @@ def test_stopping_ends_the_stream(app: Flask, client: FlaskClient, context: Cont
     asked = follow(app, submitted(client))
     asked.has(1)
     context.waiters.stop()
-    assert asked.done(5) == 200
+    assert asked.done() == 200
 
 
 @pytest.mark.parametrize("after", ["x", "1", "1-", "-1-1", "1-1-1", "9" * 100, "1-٣", "2-1", "999999999-1"])

@@ -286,7 +286,7 @@ def test_many_read_at_once_over_few_connections(store: Any, redis_url: str) -> N
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(20)
+        thread.join(60)
     assert found == [[piece]] * 100
     assert store.info("clients")["connected_clients"] < 40
     recorded.close()

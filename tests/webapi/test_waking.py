@@ -87,12 +87,12 @@ def test_no_thread_is_forgotten(work: float) -> None:
     def sleep(number: int) -> None:
         while heard[number] < 200:
             some.asleep(events[number].set)
-            assert events[number].wait(20), "forgotten"
+            assert events[number].wait(60), "forgotten"
             events[number].clear()
             heard[number] = told[number]
             time.sleep(work)
         # As a hub does: nobody is woken who has left.
-        all_told.wait(20)
+        all_told.wait(60)
         some.left(events[number].set)
 
     threads = [threading.Thread(target=sleep, args=(number,)) for number in range(len(told))]
@@ -104,5 +104,5 @@ def test_no_thread_is_forgotten(work: float) -> None:
             some.wake(event.set)
     all_told.set()
     for thread in threads:
-        thread.join(30)
+        thread.join(100)
     assert heard == [200] * len(told)
