@@ -76,8 +76,10 @@ def main(argv: Sequence[str]) -> None:
         ]
         for client in clients:
             client.start()
-        spells = _break(running, report, ports, pids, options)
-        load.stopped.set()
+        try:
+            spells = _break(running, report, ports, pids, options)
+        finally:
+            load.stopped.set()
         for client in clients:
             client.join()
         attempts = up.value("SELECT count(*) FROM jobs WHERE attempts > 1")

@@ -21,8 +21,6 @@ from typing import Any
 
 from aiohttp import web
 
-from tests.servers import free_port
-
 TABLE = ((1, 1.776), (2, 1.981), (4, 2.067), (8, 3.767), (16, 4.431), (32, 4.942))
 """Seconds that 100 tokens take by batch size, as a GPU platform published them for text-generation-inference."""
 MOST_BATCH = 32
@@ -93,16 +91,18 @@ class Reply:
     """What to answer instead of the echo.
 
     `cut`: hang up after so many events of a stream, or without a word. `plain`: no stream though asked for one.
+    `until`: what is waited for before the answer. An Event among `events` is waited for in its place.
     """
 
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
     body: bytes | None = None
     delay: float = 0.0
+    until: threading.Event | None = None
     hang: bool = False
     cut: int | None = None
     plain: bool = False
-    events: Sequence[bytes] | None = None
+    events: Sequence[bytes | threading.Event] | None = None
 
 
 def error(status: int, message: str = "no", **rest: Any) -> Reply:
@@ -118,8 +118,12 @@ class Server:
     """A server while it runs. Everything about it may be changed at any time, from any thread."""
 
     def __init__(self, port: int, models: Sequence[str] = ("tiny",), machine: Machine | None = None) -> None:
-        self.port = port
-        self.url = f"http://127.0.0.1:{port}"
+        # Bound as long as it lives, also while it does not listen: else somebody else may be given the port.
+        self._place = socket.socket()
+        self._place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._place.bind(("127.0.0.1", port))
+        self.port = self._place.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
         self.models = list(models)
         self.listing = Reply()
         self.key = ""
@@ -132,6 +136,8 @@ class Server:
         self.frozen = False
         self.bodies: list[bytes] = []
         self.headers: list[dict[str, str]] = []
+        self.begun: list[float] = []
+        self.ended: list[float] = []
         self.checks = self.in_flight = self.most_in_flight = self.finished = self.aborted = 0
         self._waiting: dict[int, asyncio.Future[None]] = {}
         self._numbers = itertools.count()
@@ -157,9 +163,10 @@ class Server:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+        self._place.close()
 
     def _call(self, work: Any) -> None:
-        asyncio.run_coroutine_threadsafe(work, self._loop).result(20)
+        asyncio.run_coroutine_threadsafe(work, self._loop).result(60)
 
     async def _up(self) -> None:
         app = web.Application(client_max_size=100_000_000)
@@ -196,6 +203,7 @@ class Server:
 
     async def _post(self, request: web.Request) -> web.StreamResponse:
         raw = await request.read()
+        self.begun.append(time.monotonic())
         self.bodies.append(raw)
         self.headers.append({name.lower(): value for name, value in request.headers.items()})
         self.in_flight += 1
@@ -203,6 +211,7 @@ class Server:
         try:
             made = await self._reply(request, raw)
             self.finished += 1
+            self.ended.append(time.monotonic())
             return made
         except (asyncio.CancelledError, ConnectionError):
             self.aborted += 1
@@ -223,6 +232,8 @@ class Server:
         if self.frozen or reply.hang:
             await asyncio.Event().wait()
         await asyncio.sleep(reply.delay)
+        if reply.until is not None:
+            await _set(reply.until)
         tokens = body.get("max_tokens") or TOKENS
         if self.machine is not None:
             await self._compute(tokens / TOKENS)
@@ -271,11 +282,19 @@ class Server:
                 assert request.transport is not None
                 request.transport.abort()
                 break
+            if isinstance(event, threading.Event):
+                await _set(event)
+                continue
             await response.write(event)
             await asyncio.sleep(0.005)
         with suppress(ConnectionError):
             await response.write_eof()
         return response
+
+
+async def _set(event: threading.Event) -> None:
+    while not event.is_set():  # noqa: ASYNC110  # another thread sets it
+        await asyncio.sleep(0.005)
 
 
 def whole(path: str, body: dict[str, Any], tokens: int = 3) -> dict[str, Any]:
@@ -312,7 +331,7 @@ def _response(reply: Reply) -> web.Response:
 @contextmanager
 def upstream(*models: str, port: int = 0, machine: Machine | None = None, listening: bool = True) -> Iterator[Server]:
     """Run a server."""
-    server = Server(port or free_port(), models or ("tiny",), machine)
+    server = Server(port, models or ("tiny",), machine)
     if listening:
         server.up()
     try:

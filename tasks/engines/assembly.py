@@ -19,6 +19,8 @@ LAST = frozenset({"response.completed", "response.incomplete", "response.failed"
 """Events that end a response, each with the whole of it."""
 ONCE = frozenset({"id", "index", "role", "type"})
 """Names of texts that come whole, even when they come more than once."""
+MOST_TOKENS = 2**31 - 1
+"""What a count of tokens may be; more, or less than none, is nonsense, and no database has room for it."""
 PADDING = "obfuscation"
 """What OpenAI adds to hide the lengths of the deltas."""
 
@@ -34,6 +36,7 @@ class Assembly:
             raise ValueError(f"{endpoint} has no streams")
         self._endpoint = endpoint
         self._wanted = choices
+        self._piece = "text" if endpoint == "/v1/completions" else "delta"
         self._answer: dict[str, Any] = {}
         self._choices: dict[int, dict[str, Any]] = {}
         self._ended = False
@@ -48,10 +51,15 @@ class Assembly:
     @property
     def complete(self) -> bool:
         """Tell whether nothing but usage can follow: every choice said why it ended, or the response did."""
+        return self.finished and (self._endpoint == RESPONSES or len(self._choices) >= self._wanted)
+
+    @property
+    def finished(self) -> bool:
+        """Tell whether what has begun has ended: the response, or one choice at least and all that there are."""
         if self._endpoint == RESPONSES:
             return self._ended
-        finished = [choice for choice in self._choices.values() if choice["finish_reason"] is not None]
-        return len(finished) == max(self._wanted, len(self._choices))
+        reasons = [choice["finish_reason"] for choice in self._choices.values()]
+        return bool(reasons) and all(reasons)
 
     @property
     def only_usage(self) -> bool:
@@ -110,10 +118,12 @@ class Assembly:
         for name, value in given.items():
             if value is None:
                 continue
-            if name == "delta" and "message" in choice:
+            if name == self._piece == "delta":
                 _merge(choice["message"], _expect(value, dict, name))
-            elif name == "text" and "text" in choice:
-                choice["text"].append(_expect(value, str, name))
+            elif name == self._piece:
+                choice[name].append(_expect(value, str, name))
+            elif name == "message":
+                choice[name] = _expect(value, dict, name)
             elif name == "logprobs":
                 choice[name] = choice[name] or {}
                 _lengthen(choice[name], _expect(value, dict, name))
@@ -245,6 +255,8 @@ def _tidy(message: dict[str, Any]) -> None:
     if not calls:
         message.pop("tool_calls", None)
         return
+    for call in _expect(calls, list, "the list of tool calls"):
+        _expect(_expect(call, dict, "a tool call").get("index") or 0, int, "the index of a tool call")
     calls.sort(key=lambda call: call.get("index") or 0)
     for call in calls:
         call.pop("index", None)
@@ -252,7 +264,7 @@ def _tidy(message: dict[str, Any]) -> None:
 
 def _count(usage: Any, name: str) -> int:
     count = usage.get(name) if isinstance(usage, dict) else None
-    return count if isinstance(count, int) else 0
+    return count if isinstance(count, int) and 0 <= count <= MOST_TOKENS else 0
 
 
 def _detail(usage: Any, groups: tuple[str, ...], name: str) -> int:

@@ -217,7 +217,7 @@ class UpstreamEngine:
         try:
             # From here on, not from its arrival: waiting in line is not the request's fault.
             async with asyncio.timeout(request.timeout) as limit:
-                call = Call(request, errand.body, errand.choices, limit, self._runner.progressed, now)
+                call = Call(request, errand.body, errand.choices, limit, self._runner.progressed)
                 self._pool.add(upstream, call)
                 verdict = await self._caller.post(upstream.place, call)
             self._judge(upstream, verdict, begun, errand.model)

@@ -29,15 +29,15 @@ class Subject:
         body = {"model": NAME, "messages": [{"role": "user", "content": text}], "max_tokens": 3, **rest}
         return Request(job, CHAT, json.dumps(body), lane, timeout)
 
-    def slow(self, job: str, **rest: Any) -> Request:
-        """Make a request that takes about a second."""
+    def slow(self, job: str, seconds: int = 1, **rest: Any) -> Request:
+        """Make a request that takes about a second, or longer where the engine can be told."""
         if self.real:
             return self.chat(job, max_tokens=400, ignore_eos=True, **rest)
-        return self.chat(job, "[[slow:1]] hello", **rest)
+        return self.chat(job, f"[[slow:{seconds}]] hello", **rest)
 
-    def long(self, job: str, **rest: Any) -> Request:
-        """Make a request whose stream takes about a second."""
-        return self.slow(job, **rest) if self.real else self.chat(job, "word " * 39, max_tokens=400, **rest)
+    def long(self, job: str, words: int = 39, **rest: Any) -> Request:
+        """Make a request whose stream takes about a second, or longer where the engine can be told."""
+        return self.slow(job, **rest) if self.real else self.chat(job, "word " * words, max_tokens=400, **rest)
 
     def ask(self, *requests: Request, stop: threading.Event | None = None) -> list[Outcome]:
         """Run requests to the end."""

@@ -273,3 +273,32 @@ def test_usage_of_any_endpoint() -> None:
     assert usage_of({"usage": response}) == Usage(1, 2, 0, 2)
     assert usage_of({"usage": {"prompt_tokens": "x", "prompt_tokens_details": 3}}) == Usage()
     assert usage_of({"usage": None}) == usage_of({"usage": 3}) == usage_of({}) == Usage()
+
+
+@pytest.mark.parametrize("count", [-1, 2**31, 10**400, 1.5, "7", None], ids=range(6))
+def test_a_count_of_tokens_that_cannot_be_is_none(count: Any) -> None:
+    """What no database has room for, and what is no count, is not what an answer cost."""
+    assert usage_of({"usage": {"prompt_tokens": 2, "completion_tokens": count}}) == Usage(2, 0)
+
+
+def test_an_empty_reason_is_no_end() -> None:
+    """Some servers write an empty finish reason until there is one."""
+    begun = chunk({"content": "a"}, finish_reason="")
+    assert not assembled(CHAT, begun).complete
+    assert assembled(CHAT, begun, chunk({}, finish_reason="stop")).complete
+
+
+def test_what_has_begun_may_end_before_all_is_there() -> None:
+    """`finished` looks at the choices that have begun, of which there must be one."""
+    first, second = chunk({"content": "a"}, finish_reason="stop"), chunk({"content": "b"}, 1)
+    assert not assembled(CHAT).finished
+    assert assembled(CHAT, first, choices=2).finished
+    assert not assembled(CHAT, first, choices=2).complete
+    assert not assembled(CHAT, first, second, choices=2).finished
+
+
+@pytest.mark.parametrize("calls", [{"a": 1}, [1], [{"index": "x"}], "x", 5])
+def test_tool_calls_that_are_none(calls: Any) -> None:
+    """They are a ValueError at the latest when the answer is written."""
+    with pytest.raises(ValueError, match="tool call"):
+        assembled(CHAT, chunk({"tool_calls": calls}, finish_reason="stop")).body()

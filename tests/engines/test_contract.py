@@ -5,15 +5,34 @@ from __future__ import annotations
 import json
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from tasks.engines.base import Completion, Rejection, Request
+from tasks.engines.base import Completion, Outcome, Rejection, Request
 from tests.engines.subjects import CHAT, NAME, Subject
 
 # vLLM and torch warn of themselves while they load and run.
 pytestmark = pytest.mark.filterwarnings("default")
+
+
+def running(subject: Subject) -> set[str]:
+    """Return the requests that the engine has taken and not ended."""
+    return set(subject.engine._runner._tasks.values())  # type: ignore[attr-defined]
+
+
+def until(true: Callable[[], object]) -> None:
+    """Wait for something."""
+    deadline = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def gather(outcomes: list[Outcome], subject: Subject, first: Request, second: Request, stop: threading.Event) -> None:
+    """Collect the outcomes of two requests."""
+    outcomes.extend(subject.ask(first, second, stop=stop))
 
 
 def test_each_request_gets_one_outcome(subject: Subject) -> None:
@@ -59,12 +78,11 @@ def test_n_answers_come_together(subject: Subject) -> None:
 
 def test_an_outcome_comes_as_soon_as_it_is_done(subject: Subject) -> None:
     """A quick request is answered while a slow one of the same batch still runs."""
-    started = time.monotonic()
-    outcomes = iter(subject.engine.generate([subject.slow("slow"), subject.chat("quick")], threading.Event()))
+    outcomes = subject.engine.generate([subject.slow("slow", 30), subject.chat("quick")], threading.Event())
     assert next(outcomes).id == "quick"
-    quick = time.monotonic() - started
-    assert next(outcomes).id == "slow"
-    assert quick < (time.monotonic() - started) / 2
+    # Still running: it can be taken out.
+    subject.engine.abort(["slow"])
+    assert list(outcomes) == []
 
 
 def test_batches_overlap(subject: Subject) -> None:
@@ -74,10 +92,10 @@ def test_batches_overlap(subject: Subject) -> None:
     def run(request: Request) -> None:
         ended.extend(outcome.id for outcome in subject.ask(request))
 
-    first = threading.Thread(target=run, args=[subject.slow("first")])
+    first = threading.Thread(target=run, args=[subject.slow("first", 3)])
     second = threading.Thread(target=run, args=[subject.chat("second")])
     first.start()
-    time.sleep(0.1)
+    until(lambda: "first" in running(subject))
     second.start()
     first.join(60)
     second.join(60)
@@ -86,11 +104,21 @@ def test_batches_overlap(subject: Subject) -> None:
 
 def test_stop_ends_generate_within_a_second(subject: Subject) -> None:
     """When `stop` is set, what is unfinished is aborted and has no outcome."""
-    stop = threading.Event()
-    threading.Timer(0.2, stop.set).start()
-    started = time.monotonic()
-    assert subject.ask(subject.slow("a"), subject.slow("b"), stop=stop) == []
-    assert time.monotonic() - started < 1.2
+    spent = []
+    for _ in range(3):  # the quickest counts: the others may have met a busy machine
+        stop = threading.Event()
+        outcomes: list[Outcome] = []
+        asked = threading.Thread(
+            target=gather, args=[outcomes, subject, subject.slow("a", 30), subject.slow("b", 30), stop]
+        )
+        asked.start()
+        until(lambda: running(subject) >= {"a", "b"})
+        started = time.monotonic()
+        stop.set()
+        asked.join(60)
+        spent.append(time.monotonic() - started)
+        assert outcomes == []
+    assert min(spent) < 1.0
     assert len(subject.ask(subject.chat("after"))) == 1
 
 
@@ -98,7 +126,7 @@ def test_stop_keeps_what_was_done(subject: Subject) -> None:
     """Outcomes that came before `stop` are yielded."""
     stop = threading.Event()
     outcomes = []
-    for outcome in subject.engine.generate([subject.slow("slow"), subject.chat("quick")], stop):
+    for outcome in subject.engine.generate([subject.slow("slow", 30), subject.chat("quick")], stop):
         outcomes.append(outcome.id)
         stop.set()
     assert outcomes == ["quick"]
@@ -106,27 +134,24 @@ def test_stop_keeps_what_was_done(subject: Subject) -> None:
 
 def test_abort_takes_single_requests_out(subject: Subject) -> None:
     """Aborted requests have no outcome, the others of the batch go on; unknown ids are ignored."""
-    threading.Timer(0.2, subject.engine.abort, [["gone", "never seen"]]).start()
-    outcomes = subject.ask(subject.slow("gone"), subject.slow("stays"), subject.chat("quick"))
-    assert [outcome.id for outcome in outcomes] == ["quick", "stays"]
+    asked = [subject.slow("gone", 30), subject.slow("stays", 2), subject.chat("quick")]
+    outcomes = subject.engine.generate(asked, threading.Event())
+    assert next(outcomes).id == "quick"
+    subject.engine.abort(["gone", "never seen"])
+    assert [outcome.id for outcome in outcomes] == ["stays"]
 
 
 def test_turning_away_aborts(subject: Subject) -> None:
     """Closing the iterator aborts what is unfinished, and the engine goes on."""
-    outcomes = subject.engine.generate([subject.slow("slow"), subject.chat("quick")], threading.Event())
+    outcomes = subject.engine.generate([subject.slow("slow", 30), subject.chat("quick")], threading.Event())
     assert next(iter(outcomes)).id == "quick"
     outcomes.close()  # type: ignore[attr-defined]  # a generator
-    deadline = time.monotonic() + 1
-    while subject.engine._runner._tasks and time.monotonic() < deadline:  # type: ignore[attr-defined]
-        time.sleep(0.01)
-    assert not subject.engine._runner._tasks  # type: ignore[attr-defined]
+    until(lambda: not running(subject))
 
 
 def test_a_request_may_not_run_for_ever(subject: Subject) -> None:
     """A request over its timeout is aborted and rejected with 408; its neighbours are not."""
-    started = time.monotonic()
-    outcomes = {o.id: o for o in subject.ask(subject.slow("late", timeout=0.15), subject.chat("quick"))}
-    assert time.monotonic() - started < 0.6
+    outcomes = {o.id: o for o in subject.ask(subject.slow("late", 30, timeout=0.15), subject.chat("quick"))}
     late = outcomes["late"]
     assert isinstance(late, Rejection)
     assert (late.status, late.code) == (408, "request_timeout")
@@ -185,11 +210,12 @@ def test_a_prompt_longer_than_the_context_is_rejected(subject: Subject) -> None:
 
 def test_progress_is_now_while_idle_and_moves_while_busy(subject: Subject) -> None:
     """An idle engine is never taken for a hung one; a busy one is judged by its tokens and outcomes."""
-    assert time.monotonic() - subject.engine.last_progress() < 0.1
+    now = time.monotonic()
+    assert subject.engine.last_progress() >= now
     outcomes = iter(subject.engine.generate([subject.slow("slow"), subject.chat("quick")], threading.Event()))
     next(outcomes)
     seen = subject.engine.last_progress()
-    assert time.monotonic() - seen < 0.5
+    assert seen >= now
     assert next(outcomes).id == "slow"
     assert subject.engine.last_progress() > seen
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import threading
 import time
 from dataclasses import replace
@@ -116,24 +117,33 @@ def test_a_cut_stream_is_deferred(engine: str, request: pytest.FixtureRequest) -
 
 def test_words_come_at_the_pace_that_is_set(paced: Subject) -> None:
     """The first comes after the base time, the others each a token's time later, the outcome after the last."""
-    times: list[float] = []
-    request = replace(heard(paced.chat("job", "a b c d", max_tokens=9))[0], emit=lambda _: times.append(time.time()))
-    started = time.time()
-    (outcome,) = list(paced.engine.generate([request], threading.Event()))
-    whole = time.time() - started
-    assert isinstance(outcome, Completion)
-    first, *_ = spans = [moment - started for moment in times]
-    assert len(spans) == 7
-    assert 0.03 <= first < 0.09
-    assert all(later - sooner >= 0.02 for sooner, later in pairwise(spans[1:]))
-    assert 0.155 <= whole < 0.4
+    firsts, wholes = [], []
+    for _ in range(20):  # the quickest counts: the others may have met a busy machine
+        times: list[float] = []
+        emit = lambda _, times=times: times.append(time.monotonic())  # noqa: E731
+        request = replace(heard(paced.chat("job", "a b c d", max_tokens=9))[0], emit=emit)
+        started = time.monotonic()
+        (outcome,) = list(paced.engine.generate([request], threading.Event()))
+        wholes.append(time.monotonic() - started)
+        assert isinstance(outcome, Completion)
+        assert len(times) == 7
+        assert all(later - sooner >= 0.02 for sooner, later in pairwise(times[1:]))
+        firsts.append(times[0] - started)
+        if min(firsts) < 0.09 and min(wholes) < 0.4:
+            break
+    assert 0.03 <= min(firsts) < 0.09
+    assert 0.155 <= min(wholes) < 0.4
 
 
 def test_a_stream_costs_the_time_of_an_answer(paced: Subject) -> None:
     """The same words take the same time, heard or not."""
-    spent = []
-    for request in (paced.chat("job", "word " * 12, max_tokens=20), heard(paced.long("job"), max_tokens=13)[0]):
-        started = time.monotonic()
-        paced.ask(request)
-        spent.append(time.monotonic() - started)
-    assert abs(spent[0] - spent[1]) < 0.15
+    requests = [paced.chat("job", "word " * 12, max_tokens=20), heard(paced.long("job"), max_tokens=13)[0]]
+    least = [math.inf, math.inf]
+    for _ in range(10):  # the quickest counts: the others may have met a busy machine
+        for number, request in enumerate(requests):
+            started = time.monotonic()
+            paced.ask(request)
+            least[number] = min(least[number], time.monotonic() - started)
+        if abs(least[0] - least[1]) < 0.15:
+            break
+    assert abs(least[0] - least[1]) < 0.15

@@ -56,5 +56,8 @@ def test_what_is_no_stream() -> None:
     events = Events(most=100)
     with pytest.raises(BadStream, match="event"):
         events.feed(b"data: 1234567890\n" * 20)
+    events = Events(most=100)
+    with pytest.raises(BadStream, match="event"):
+        events.feed(b"data:\n" * 101)
     with pytest.raises(BadStream, match="UTF-8"):
         Events().feed(b"data: \xff\n\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -44,6 +45,26 @@ def text(outcome: object) -> str:
     assert isinstance(outcome, Completion), outcome
     found: str = json.loads(outcome.body)["choices"][0]["message"]["content"]
     return found
+
+
+def until(true: Callable[[], object]) -> None:
+    """Wait for something."""
+    deadline = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def quickest(work: Callable[[], object], enough: float, clock: Callable[[], float] = time.monotonic) -> float:
+    """Return the seconds that it takes when nothing else keeps the machine busy: the least of up to twenty times."""
+    least = math.inf
+    for _ in range(20):
+        started = clock()
+        work()
+        least = min(least, clock() - started)
+        if least < enough:
+            break
+    return least
 
 
 def test_echo(fake: Subject) -> None:
@@ -91,9 +112,7 @@ def test_marks_that_are_outcomes(fake: Subject) -> None:
 
 def test_slow(fake: Subject) -> None:
     """`[[slow:S]]` takes S seconds."""
-    started = time.monotonic()
-    fake.ask(fake.chat("job", "[[slow:0.2]] x"))
-    assert 0.2 <= time.monotonic() - started < 0.6
+    assert 0.2 <= quickest(lambda: fake.ask(fake.chat("job", "[[slow:0.2]] x")), 0.4) < 0.4
 
 
 def test_garbage(fake: Subject) -> None:
@@ -107,25 +126,30 @@ def test_garbage(fake: Subject) -> None:
 
 
 def test_hang(make: Make) -> None:
-    """`[[hang]]` ends only by its timeout, `stop` or an abort, within a tenth of a second, and is no progress."""
+    """`[[hang]]` ends only by its timeout, `stop` or an abort, soon after it, and is no progress."""
     subject = make()
-    started = time.monotonic()
-    (late,) = subject.ask(subject.chat("late", "[[hang]]", timeout=0.3))
-    assert isinstance(late, Rejection)
-    assert 0.3 <= time.monotonic() - started < 0.45
-    started = time.monotonic()
-    threading.Timer(0.3, subject.engine.abort, [["gone"]]).start()
-    assert subject.ask(subject.chat("gone", "[[hang]]")) == []
-    assert 0.3 <= time.monotonic() - started < 0.45
+
+    def late() -> None:
+        (outcome,) = subject.ask(subject.chat("late", "[[hang]]", timeout=0.3))
+        assert isinstance(outcome, Rejection)
+
+    def aborted() -> None:
+        threading.Timer(0.3, subject.engine.abort, [["gone"]]).start()
+        assert subject.ask(subject.chat("gone", "[[hang]]")) == []
+
+    def stopped() -> None:
+        stop = threading.Event()
+        threading.Timer(0.3, stop.set).start()
+        assert subject.ask(subject.chat("hung", "[[hang]]"), stop=stop) == []
+
+    for end in (late, aborted, stopped):
+        assert 0.3 <= quickest(end, 0.45) < 0.45
     stop = threading.Event()
-    started = time.monotonic()
-    threading.Timer(0.3, stop.set).start()
     hanging = threading.Thread(target=subject.ask, args=[subject.chat("hung", "[[hang]]")], kwargs={"stop": stop})
     hanging.start()
-    time.sleep(0.25)
-    assert time.monotonic() - subject.engine.last_progress() >= 0.2
-    hanging.join(5)
-    assert 0.3 <= time.monotonic() - started < 0.45
+    until(lambda: time.monotonic() - subject.engine.last_progress() >= 0.2)
+    stop.set()
+    hanging.join(60)
 
 
 def test_raise(make: Make) -> None:
@@ -141,10 +165,10 @@ def test_raise(make: Make) -> None:
 
     other = threading.Thread(target=run)
     other.start()
-    time.sleep(0.05)
+    until(lambda: subject.engine._runner._tasks)  # type: ignore[attr-defined]
     with pytest.raises(EngineFailure, match="a prompt asked for it"):
         subject.ask(subject.chat("ok"), subject.chat("bad", "[[raise]]"))
-    other.join(5)
+    other.join(60)
     assert raised == ["the fake engine broke: a prompt asked for it"]
     with pytest.raises(EngineFailure):
         subject.ask(subject.chat("later"))
@@ -197,13 +221,12 @@ def test_slots_and_lanes(make: Make, tmp_path: Path) -> None:
 def test_a_full_engine_keeps_quick_ones_waiting(make: Make) -> None:
     """While all slots are taken even a request that costs nothing waits for its turn."""
     subject = make(engine_slots=1)
-    running = threading.Thread(target=subject.ask, args=[subject.chat("slow", "[[slow:0.3]]")])
-    running.start()
-    time.sleep(0.1)
-    started = time.monotonic()
-    subject.ask(subject.chat("quick"))
-    assert time.monotonic() - started >= 0.15
-    running.join(5)
+    slow = threading.Thread(target=subject.ask, args=[subject.chat("slow", "[[slow:2]]")])
+    slow.start()
+    until(lambda: subject.engine._gate.line.inside)  # type: ignore[attr-defined]
+    assert len(subject.ask(subject.chat("quick"))) == 1
+    assert not subject.engine._runner._tasks  # type: ignore[attr-defined]
+    slow.join(60)
 
 
 def test_time_by_settings(make: Make) -> None:
@@ -211,22 +234,18 @@ def test_time_by_settings(make: Make) -> None:
     subject = make(fake_base_ms=50, fake_token_ms=10, fake_batch_factor=1)
     request = subject.chat("job", "a b c d", max_tokens=None)
 
-    def seconds(copies: int) -> float:
-        started = time.monotonic()
-        subject.ask(*(request for _ in range(copies)))
-        return time.monotonic() - started
+    def seconds(copies: int, enough: float) -> float:
+        return quickest(lambda: subject.ask(*(request for _ in range(copies))), enough)
 
-    assert 0.1 <= seconds(1) < 0.2
-    assert 0.25 <= seconds(4) < 0.45
+    assert 0.1 <= seconds(1, 0.2) < 0.2
+    assert 0.25 <= seconds(4, 0.45) < 0.45
 
 
 def test_time_is_not_slept_away(make: Make) -> None:
     """Without a latency setting an answer costs far less than a fifth of a millisecond."""
     subject = make()
     requests = [subject.chat(str(number), "tell me a story of a dragon") for number in range(2_000)]
-    cpu = time.process_time()
-    subject.ask(*requests)
-    assert 2_000 / (time.process_time() - cpu) > 5_000
+    assert quickest(lambda: subject.ask(*requests), 0.4, time.process_time) < 0.4
 
 
 def test_a_log_that_cannot_be_opened_is_one_line(tmp_path: Path) -> None:
@@ -249,10 +268,10 @@ def test_close_ends_the_thread(make: Make) -> None:
 
     hanging = threading.Thread(target=run)
     hanging.start()
-    time.sleep(0.1)
+    until(lambda: subject.engine._runner._tasks)  # type: ignore[attr-defined]
     subject.engine.close()
     subject.engine.close()
-    hanging.join(5)
+    hanging.join(60)
     assert len(raised) == 1
     assert not [thread for thread in threading.enumerate() if thread is subject.engine._runner._thread]  # type: ignore[attr-defined]
     with pytest.raises(EngineFailure):

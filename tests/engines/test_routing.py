@@ -359,3 +359,54 @@ def test_a_long_line_is_cheap() -> None:
     for number in range(20_000):
         assert admitted(router) == [("a", number)]
         router.leave("bulk", one)
+
+
+def test_one_that_was_admitted_may_still_withdraw() -> None:
+    """Somebody who was cancelled while they were let in has left the line already: nobody else is missed for it."""
+    one = member("a", 1)
+    router = pool(one)
+    need = Need("bulk", "m")
+    line(router, need, need, need)
+    ((_, ticket),) = admitted(router)
+    router.leave("bulk", one)
+    assert router.admit(0.0) == (one, 1)
+    for number in (ticket, 1):
+        router.withdraw(need, number)
+    assert router.waiting() == router.waiting(one) == 1
+
+
+@pytest.mark.parametrize("way", ["down", "removed", "shrunk"])
+def test_what_still_runs_elsewhere_takes_no_slots(way: str) -> None:
+    """Beside the reserve, requests on an upstream that is not there any more, or has less room, hold up nobody."""
+    a, b = member("a", 20), member("b", 10)
+    router = pool(a, b, share=0.1)
+    line(router, Need("realtime", "m"))
+    admitted(router)
+    b.models = {}
+    line(router, *[Need("bulk", "m")] * 20, now=1.0)
+    admitted(router, 1.0)
+    assert a.others >= 17
+    b.check_passed(1.0, {"m": None})
+    if way == "removed":
+        router.upstreams.pop("a").removed = True
+    elif way == "down":
+        a.check_failed(1.0, "no", silent=False)
+    else:
+        a.move(Place("a", connections=1))
+    for number in range(100, 120):
+        router.arrive(Need("bulk", "m"), number, number, 2.0)
+    admitted(router, 2.0)
+    assert b.in_flight >= 8
+
+
+def test_a_model_that_is_denied_for_ever() -> None:
+    """However often it is denied, the pause has a bound; an answer for it ends that."""
+    one = member("a", 4)
+    for number in range(3000):
+        one.judge(Verdict(Fate.MODEL), one.begin(0.0), "m", float(number))
+    assert one.may_have("m")
+    assert not one.serves("m")
+    one.judge(GOOD, one.begin(0.0), "m", 3000.0)
+    assert not one.may_have("m")
+    one.check_passed(3000.0, {"m": None})
+    assert one.serves("m")

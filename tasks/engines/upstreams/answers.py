@@ -131,7 +131,8 @@ def error_in(text: bytes, status: int) -> Error:
 
 def rejection(request: Request, error: Error, status: int) -> Rejection:
     """Build the rejection of a request that an upstream refused, with the upstream's own status and error."""
-    code = error.code if isinstance(error.code, str) and error.code else code_of(status, error.message, error.param)
+    told = error.code if isinstance(error.code, str) and error.code.isprintable() else ""
+    code = told or code_of(status, error.message, error.param)
     return Rejection(request.id, code, error.message, status, error.body)
 
 

@@ -7,6 +7,7 @@ upstream's work on it.
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import socket
 import time
@@ -52,14 +53,17 @@ class TooLong(ValueError):
 
 @dataclass(slots=True, eq=False)
 class Call:
-    """A request on its way through one upstream; the pool reads `signed` and may `give_up`."""
+    """A request on its way through one upstream; the pool reads `signed` and may `give_up`.
+
+    `signed` is when something last came of it; that it was sent is no sign of life.
+    """
 
     request: Request
     body: bytes = field(repr=False)
     choices: int
     limit: asyncio.Timeout
     progressed: Callable[[], None]
-    signed: float
+    signed: float = -math.inf
     emitted: int = 0
     given_up: bool = False
 
@@ -99,7 +103,7 @@ class Caller:
                 except BaseException:
                     got.close()  # else what is still to come would be read to keep the connection
                     raise
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             return _broken(call, Fate.SICK, f"its answer cannot be read: {error}")
         except (aiohttp.ClientError, OSError) as error:
             # The connection's own timeouts are among them. The call's limit is a cancellation in here.
@@ -142,7 +146,9 @@ def _take(call: Call, assembly: Assembly, found: list[str]) -> Verdict | None:
     """Pass events on; a verdict when the stream ended with them."""
     for data in found:
         if data.strip() == "[DONE]":
-            return _ended(call, assembly)
+            return _ended(call, assembly, done=True)
+        if not data.strip():
+            continue  # a sign of life
         assembly.add(data)  # first: what is no event of this endpoint is not passed on
         if assembly.error is not None:
             return _error(call, assembly.error)
@@ -152,8 +158,9 @@ def _take(call: Call, assembly: Assembly, found: list[str]) -> Verdict | None:
     return None
 
 
-def _ended(call: Call, assembly: Assembly) -> Verdict:
-    if not assembly.complete:
+def _ended(call: Call, assembly: Assembly, *, done: bool = False) -> Verdict:
+    # A server that says `[DONE]` may have made fewer choices than it was asked for: not all know `n`.
+    if not (assembly.complete or (done and assembly.finished)):
         return _broken(call, Fate.CUT, "its stream ended too early")
     outcome = Completion(call.request.id, assembly.body(), assembly.usage)
     return Verdict(Fate.DONE, outcome=outcome, status=answers.OK)

@@ -69,7 +69,7 @@ class Events:
         name, _, value = line.partition(b":")
         if name != b"data":
             return
-        self._size += len(value)
+        self._size += len(value) + 1  # the line break that joins it
         if self._size > self._most:
             raise BadStream("an event of the stream has no end")
         self._data.append(value.removeprefix(b" "))

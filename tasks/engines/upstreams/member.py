@@ -66,6 +66,7 @@ class Upstream:
         self.why_down = "not checked yet"
         self.paused_until = 0.0
         self.in_flight = 0
+        self.others = 0  # of them, those of the lanes below realtime
         self.turn = 0
         self.requests = 0
         self.errors = 0
@@ -126,6 +127,7 @@ class Upstream:
 
     def begin(self, now: float) -> Begun:
         """Note that a request is sent."""
+        self.requests += 1
         return Begun(now, self.knee, self.knee.begun(now) if self.knee else 0)
 
     def end(self, begun: Begun, now: float, *, strained: bool = False) -> None:
@@ -138,7 +140,7 @@ class Upstream:
     def judge(self, verdict: Verdict, begun: Begun, model: str, now: float) -> None:
         """Learn from how a request ended."""
         if isinstance(verdict.outcome, Completion):
-            self._answered(now - begun.at)
+            self._answered(model, now - begun.at)
             if begun.knee:
                 begun.knee.done(begun.ticket, now, verdict.outcome.usage.completion_tokens)
             return
@@ -155,9 +157,10 @@ class Upstream:
         if verdict.fate is Fate.MODEL:
             self._denied(model, now)
 
-    def _answered(self, latency: float) -> None:
+    def _answered(self, model: str, latency: float) -> None:
         self._failures = self._in_a_row = 0
         self.trial = False
+        self._lost.pop(model, None)
         self.latency = latency if self.latency is None else self.latency + WEIGHT * (latency - self.latency)
 
     def _failed(self, now: float, why: str, begun: float) -> None:
@@ -197,7 +200,7 @@ class Upstream:
         """Forget a model that it lists but does not serve: until a check that comes after a growing pause."""
         self.errors += 1
         _, times = self._lost.get(model, (0.0, 0))
-        self._lost[model] = (now + min(LONGEST_LOSS, self._every * 2.0**times), times + 1)
+        self._lost[model] = (now + min(LONGEST_LOSS, self._every * 2.0 ** min(times, 16)), times + 1)
         self.models.pop(model, None)
 
     def may_have(self, model: str) -> bool:

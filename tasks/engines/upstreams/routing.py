@@ -36,19 +36,16 @@ class Need:
 
 @dataclass(slots=True, eq=False)
 class _Queue(Generic[Ticket]):
-    """Those who need the same: a heap by arrival; who left it is in `gone` until it comes up."""
+    """Those who need the same: a heap of numbers by arrival, and who `waits`; who left stays in the heap a while."""
 
-    heap: list[tuple[int, Ticket]] = field(default_factory=list)
-    gone: set[int] = field(default_factory=set)
+    heap: list[int] = field(default_factory=list)
+    waits: dict[int, Ticket] = field(default_factory=dict)
     hopeless_since: float | None = None
 
     def first(self) -> int | None:
-        while self.heap and self.heap[0][0] in self.gone:
-            self.gone.discard(heapq.heappop(self.heap)[0])
-        return self.heap[0][0] if self.heap else None
-
-    def __len__(self) -> int:
-        return len(self.heap) - len(self.gone)
+        while self.heap and self.heap[0] not in self.waits:
+            heapq.heappop(self.heap)
+        return self.heap[0] if self.heap else None
 
 
 class Router(Generic[Ticket]):
@@ -58,7 +55,7 @@ class Router(Generic[Ticket]):
         self.upstreams: dict[str, Upstream] = {}
         self._share = share
         self._queues: dict[str, dict[Need, _Queue[Ticket]]] = {lane: {} for lane in LANES}
-        self._inside = self._others = 0
+        self._inside = 0
         self._turn = 0
         self._realtime_at = -math.inf
 
@@ -69,12 +66,13 @@ class Router(Generic[Ticket]):
         if need.lane == "realtime":
             self._realtime_at = now
         queue = self._queues[need.lane].setdefault(need, _Queue())
-        heapq.heappush(queue.heap, (number, ticket))
+        heapq.heappush(queue.heap, number)
+        queue.waits[number] = ticket
 
     def withdraw(self, need: Need, number: int) -> None:
-        """Leave the line without having been admitted."""
+        """Leave the line; one that was admitted, or sent away, has left it already."""
         if queue := self._queues[need.lane].get(need):
-            queue.gone.add(number)
+            queue.waits.pop(number, None)
             self._forget_empty(need.lane)
 
     def admit(self, now: float) -> tuple[Upstream, Ticket] | None:
@@ -97,16 +95,18 @@ class Router(Generic[Ticket]):
     def leave(self, lane: str, upstream: Upstream) -> None:
         """Give a connection back."""
         upstream.in_flight -= 1
-        self._count(lane, -1)
+        upstream.others -= lane != "realtime"
+        self._inside -= 1
 
     def _enter(self, lane: str, need: Need, upstream: Upstream) -> Ticket:
-        _, ticket = heapq.heappop(self._queues[lane][need].heap)
+        queue = self._queues[lane][need]
+        ticket = queue.waits.pop(heapq.heappop(queue.heap))
         self._forget_empty(lane)
         self._turn += 1
         upstream.turn = self._turn
         upstream.in_flight += 1
-        upstream.requests += 1
-        self._count(lane, 1)
+        upstream.others += lane != "realtime"
+        self._inside += 1
         return ticket
 
     def _best(self, need: Need, free: Iterable[Upstream]) -> Upstream | None:
@@ -116,12 +116,9 @@ class Router(Generic[Ticket]):
     def _may_enter(self, lane: str, now: float) -> bool:
         if lane == "realtime" or now - self._realtime_at >= KEPT_FOR:
             return True
-        return self._others < self.slots - reserved(self.slots, self._share)
-
-    def _count(self, lane: str, change: int) -> None:
-        self._inside += change
-        if lane != "realtime":
-            self._others += change
+        # What still runs on an upstream that is down, or beyond a limit that shrank, takes none of the slots there are.
+        others = sum(min(one.others, one.slots) for one in self.upstreams.values())
+        return others < self.slots - reserved(self.slots, self._share)
 
     def _forget_empty(self, lane: str) -> None:
         for need in [need for need, queue in self._queues[lane].items() if queue.first() is None]:
@@ -147,8 +144,8 @@ class Router(Generic[Ticket]):
                 elif queue.hopeless_since is None:
                     queue.hopeless_since = now
                 elif now - queue.hopeless_since >= patience:
-                    yield from (ticket for number, ticket in queue.heap if number not in queue.gone)
                     del self._queues[lane][need]
+                    yield from queue.waits.values()
 
     def unknown(self, model: str) -> bool:
         """Tell whether a model is one that nobody has: every upstream is up and none serves, or lost, it."""
@@ -175,7 +172,7 @@ class Router(Generic[Ticket]):
         """Return how many wait, for this upstream or for any."""
         # Copies: metrics are read from other threads.
         queues = [item for lane in LANES for item in list(self._queues[lane].items())]
-        return sum(len(queue) for need, queue in queues if upstream is None or need.model in upstream.models)
+        return sum(len(queue.waits) for need, queue in queues if upstream is None or need.model in upstream.models)
 
     def models(self) -> tuple[ServedModel, ...]:
         """Return what the upstreams that are up serve; a context is the smallest that any of them told."""
