@@ -48,7 +48,10 @@ def tracer(process: str) -> Tracer | None:
         return _provider(process).get_tracer("stoker")
     except ImportError:
         log.warning("traces are asked for, but OpenTelemetry is not installed: pip install 'stoker[otel]'")
-        return None
+    except ValueError as error:
+        # Raised at each job, it would count as the engine's failure, and the jobs as poison.
+        log.warning("no traces: OpenTelemetry does not take its settings: %s", error)
+    return None
 
 
 def _provider(process: str) -> TracerProvider:

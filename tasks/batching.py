@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from tasks import policies
+from tasks.engines.base import reserved
 from tasks.policies import Limits, Queued
 
 Reason = Literal["full", "waited", "room"]
@@ -78,20 +79,39 @@ class Wait:
     seconds: float | None
 
 
-def room(loads: Iterable[Load], ready: Mapping[str, int], lane: str, backlog: float) -> Room:
+def below(waiting: Iterable[str], rules: Mapping[str, Rules]) -> float:
+    """Return which share of an engine those of the waiting lanes are guaranteed that realtime goes ahead of."""
+    return sum(rules[lane].share for lane in set(waiting) - {"realtime"})
+
+
+def most_realtime(slots: int, backlog: float, share: float) -> int:
+    """Return how many realtime jobs an engine may have: its slots and a small backlog while nobody else waits.
+
+    Otherwise all slots but the `share` of the others. With a backlog one of theirs would always be the next to go in,
+    and what is below would never have a turn. A single slot is not shared.
+    """
+    kept = reserved(slots, share)
+    return slots - kept if kept else slots + math.ceil(slots * backlog)
+
+
+def room(loads: Iterable[Load], ready: Mapping[str, int], lane: str, backlog: float, share: float = 0.0) -> Room:
     """Return the room for a lane: free slots and a small backlog of each engine, less what lies READY.
 
-    Realtime may use every slot and counts nothing of the lanes below: it overtakes what is READY, and an engine that is
-    full of theirs lets it in first. The others leave each engine's reserve free. READY holds at most one engine's slots
-    of a model: a model whose backlog fills it leaves the others theirs.
+    Realtime may use every slot but the `share` of who waits below (`below`), and counts nothing of theirs: it overtakes
+    what is READY, and an engine that is full of theirs lets it in first. The others leave each engine's reserve free.
+    READY holds at most one engine's slots of a model: a model whose backlog fills it leaves the others theirs.
     """
     loads = list(loads)
     if not loads:
         return Room(0, idle=False)
     realtime = lane == "realtime"
     waiting = ready.get(lane, 0) if realtime else sum(ready.values())
-    taken = sum(load.realtime if realtime else load.reserve + load.running for load in loads)
-    free = sum(load.slots + math.ceil(load.slots * backlog) for load in loads) - taken
+    if realtime:
+        free = sum(most_realtime(load.slots, backlog, share) - load.realtime for load in loads)
+    else:
+        # The reserve is for realtime: what of it realtime has already need not be left free once more.
+        taken = sum(load.running - load.realtime + max(load.reserve, load.realtime) for load in loads)
+        free = sum(load.slots + math.ceil(load.slots * backlog) for load in loads) - taken
     largest_engine = max(load.slots for load in loads)
     jobs = min(free, largest_engine) - waiting
     idle = waiting == 0 and any(load.idle for load in loads)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -15,7 +14,7 @@ from models.db import Database
 from models.engines import Incarnation
 from models.errors import DatabaseUnavailable
 from stoker.settings import LANES, Settings
-from tasks import collector, metrics
+from tasks import batching, collector, metrics
 from tasks.engines.base import Engine, reserved
 from tasks.flights import Flight, Flights, clock
 from tasks.outage import sit_out
@@ -53,10 +52,6 @@ class Claims:
 
     def best(self) -> Flight | None:
         """Claim the best READY batch; None when there is none that this engine has room for."""
-
-        def work(tx: sa.Connection, ranks: Sequence[int]) -> batches.Claimed | None:
-            return batches.claim(tx, self._mine, ranks, self._settings.lease, idle=not self._flights)
-
         with self._claiming:
             ranks = self._ranks()
             if not ranks:
@@ -65,12 +60,17 @@ class Claims:
                 # Most doorbells come for nothing: only looking takes no lock.
                 if not batches.claimable(tx, self._mine.engine):
                     return None
-            batch = self._try(lambda tx: work(tx, ranks))
-            if batch is None:
-                # A cohort, it may be, that waits until nothing else runs here.
-                self._turned_away = self._turned_away or bool(self._flights)
-                return None
-            return self._take_off(batch)
+            idle = not self._flights
+            batch = self._claim(ranks, idle=idle)
+            if batch is None and not idle:
+                # A cohort, it may be, that waits until nothing else runs here. Noted before it is looked again: what
+                # ends meanwhile either finds the note or has gone.
+                self._turned_away = True
+                batch = None if self._flights else self._claim(ranks, idle=True)
+            return None if batch is None else self._take_off(batch)
+
+    def _claim(self, ranks: Sequence[int], *, idle: bool) -> batches.Claimed | None:
+        return self._try(lambda tx: batches.claim(tx, self._mine, ranks, self._settings.lease, idle=idle))
 
     def realtime(self, model: str) -> tuple[Flight | None, bool]:
         """Cut a realtime batch of a model's queue and claim it, in one transaction: a person waits.
@@ -81,11 +81,14 @@ class Claims:
 
         def work(tx: sa.Connection) -> tuple[batches.Cut, batches.Claimed | None] | None:
             nonlocal waits
+            waiting = queue.waiting(tx, model)
+            waits = "realtime" in waiting
+            room = self._room(model, waiting) if waits else 0
             # What a cohort is waiting for goes to nobody else, or it would wait for ever.
-            free = room > 0 and self._mine.engine not in cohorts.busy_engines(tx)
-            made = collector.cut_realtime(tx, self._settings, model, room) if free else None
+            if room < 1 or self._mine.engine in cohorts.busy_engines(tx):
+                return None
+            made = collector.cut_realtime(tx, self._settings, model, room, waiting)
             if made is None:
-                waits = "realtime" in queue.waiting(tx, model)
                 return None
             batch_id, cut = made
             return cut, batches.claim_one(tx, self._mine, batch_id, self._settings.lease)
@@ -93,7 +96,6 @@ class Claims:
         with self._claiming:
             # Noted before the look: room that comes while it is looked is not missed.
             self._passed_over[model] = None
-            room = self._room(model)
             made = self._try(work) if self._ranks() else None
             if made is not None or not waits:
                 self._passed_over.pop(model, None)
@@ -105,19 +107,16 @@ class Claims:
             flight = None if batch is None else self._take_off(batch)
             return flight, cut.reason != "waited"
 
-    def _room(self, model: str) -> int:
-        """Return how many more realtime jobs of a model the engine has room for: its slots, and a small backlog."""
+    def _room(self, model: str, waiting: Sequence[str]) -> int:
+        """Return how many more realtime jobs of a model the engine has room for, beside the lanes that wait."""
         own = {served.name: served.slots for served in self._engine.models}
         if model not in own:
             return 0
-        flights = [flight for flight in self._flights.all() if flight.batch.lane == "realtime"]
         slots = own[model]
-        if slots is None:
-            slots = self._engine.slots
-        else:
-            flights = [flight for flight in flights if flight.batch.model == model]
-        taken = sum(len(flight.unfinished) for flight in flights)
-        return slots + math.ceil(slots * self._settings.ready_backlog) - taken
+        taken = self._flights.by_lane(None if slots is None else model)
+        share = batching.below([*waiting, *taken], self._settings.lanes)
+        most = self._engine.slots if slots is None else slots
+        return batching.most_realtime(most, self._settings.ready_backlog, share) - taken["realtime"]
 
     def passed_over(self) -> list[str]:
         """Return the models whose realtime jobs found no room, once each."""
@@ -163,10 +162,16 @@ class Claims:
             return []
         # A little more than fits: whoever leaves the engine finds the next one waiting at its gate, which alone keeps
         # the reserve free. Claimed only when there is room, a slot stood empty for as long as a claim takes.
-        if not flights or self._flights.unfinished() < self._engine.slots + self.reserve():
+        if not flights or self._flights.unfinished() < self._engine.slots + self.reserve() or self._owes_lower_lanes():
             return list(range(len(LANES)))
         self._turned_away = True
         return [0]
+
+    def _owes_lower_lanes(self) -> bool:
+        """Tell whether less of the lower lanes is here than their share of the slots, however much realtime is."""
+        below = self._flights.by_lane()
+        del below["realtime"]
+        return below.total() < reserved(self._engine.slots, batching.below(LANES, self._settings.lanes))
 
     def _return_unknown(self) -> None:
         """Give back a batch whose claim may have been committed without our knowing; tries until that is known.

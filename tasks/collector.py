@@ -80,14 +80,17 @@ def cut_one(tx: sa.Connection, settings: Settings, model: str) -> batches.Cut | 
     cohort = _cut_cohort(tx, model, alive, running)
     if cohort is not None:
         return cohort
-    return _cut_lanes(tx, settings, model, turns, _loads(tx, model, alive, running), settings.lanes)
+    return _cut_lanes(tx, settings, model, turns, _loads(tx, model, alive, running), running)
 
 
-def cut_realtime(tx: sa.Connection, settings: Settings, model: str, room: int) -> tuple[str, batches.Cut] | None:
+def cut_realtime(
+    tx: sa.Connection, settings: Settings, model: str, room: int, waiting: Sequence[str]
+) -> tuple[str, batches.Cut] | None:
     """Cut a realtime batch for the engine that asks, which knows its room; None when nothing is due.
 
-    A person waits: so nothing is asked that the engine knows itself. Nor does anything wait for company here unless the
-    lane's own setting says so; a busy engine's few milliseconds are for the collector, which is rung for many.
+    A person waits: so nothing is asked that the engine knows itself, as the lanes in which jobs are `waiting`. Nor does
+    anything wait for company here unless the lane's own setting says so; a busy engine's few milliseconds are for the
+    collector, which is rung for many.
     """
     turns = queue.lock(tx, model)
     rules = settings.lanes["realtime"]
@@ -99,7 +102,6 @@ def cut_realtime(tx: sa.Connection, settings: Settings, model: str, room: int) -
     batch_id = batches.gather(tx, cut)
     if batch_id is None:
         return None
-    waiting = list(dict.fromkeys(["realtime", *queue.waiting(tx, model)]))
     _pay(tx, settings, model, turns, waiting, cut, step.last_owner)
     return batch_id, cut
 
@@ -128,18 +130,19 @@ def _cut_lanes(  # a decision has these facts
     model: str,
     turns: Mapping[str, queue.Turn],
     engine_loads: Sequence[batching.Load],
-    lanes: Mapping[str, LaneRules],
+    running: Sequence[loads.Running],
 ) -> batches.Cut | batching.Wait:
-    """Cut one of these lanes, or say how long to wait."""
+    """Cut one of the lanes, or say how long to wait."""
     waiting = queue.waiting(tx, model) if engine_loads else []
     ready = loads.ready(tx, model) if waiting else {}
+    share = batching.below([*waiting, *ready, *(LANES[one.rank] for one in running)], settings.lanes)
     deficits = {lane: turn.deficit for lane, turn in turns.items()}
     soonest: float | None = None
     for lane in batching.order(waiting, deficits, settings.lanes):
-        space = batching.room(engine_loads, ready, lane, settings.ready_backlog)
-        if lane not in lanes or space.jobs < 1:
+        space = batching.room(engine_loads, ready, lane, settings.ready_backlog, share)
+        if space.jobs < 1:
             continue
-        step = _plan(tx, model, turns[lane], space, lanes[lane])
+        step = _plan(tx, model, turns[lane], space, settings.lanes[lane])
         if isinstance(step, batching.Batch):
             cut = batches.Cut(model, lane, LANES.index(lane), step.reason, step.ids, step.tokens)
             if batches.gather(tx, cut) is not None:

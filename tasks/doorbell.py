@@ -98,6 +98,9 @@ class Doorbell:
         except (OperationalError, redis.RedisError, OSError) as error:
             metrics.rings_failed.inc()
             log.warning("doorbell not heard; the sweeper rings again", error=type(error).__name__)
+        except Exception as error:  # the thread's edge: without it nobody is rung for any more
+            metrics.rings_failed.inc()
+            log.exception("doorbell not rung; the sweeper rings again", error=type(error).__name__)
 
 
 @cache

@@ -56,15 +56,22 @@ class Ears:
         self._url = settings.redis_client_url
         self._hearer = hearer
         self._stop = threading.Event()
+        self._news = threading.Condition()
+        self._said: dict[str, bytes] = {}
+        # Two: what is done about a word may take long, and what was said meanwhile is then one word.
         self._thread = threading.Thread(target=self._work, name="ears", daemon=True)
+        self._actor = threading.Thread(target=self._act, name="ears-act", daemon=True)
 
     def start(self) -> None:
         """Begin to listen."""
+        self._actor.start()
         self._thread.start()
 
     def stop(self) -> None:
         """Listen no more; does not wait."""
         self._stop.set()
+        with self._news:
+            self._news.notify()
 
     def _work(self) -> None:
         pause = FIRST_PAUSE
@@ -74,6 +81,8 @@ class Ears:
                 self._listen()
             except (redis.RedisError, OSError) as error:
                 log.info("not listening for realtime jobs", kind=type(error).__name__)
+            except Exception as error:  # the thread's edge: deaf for good it would cost every later job its time
+                log.exception("not listening for realtime jobs", error=type(error).__name__)
             pause = FIRST_PAUSE if time.monotonic() - started > LONGEST_PAUSE else min(pause * 2, LONGEST_PAUSE)
             self._stop.wait(pause)
 
@@ -100,25 +109,36 @@ class Ears:
                     continue
                 heard = time.monotonic()
                 if message["type"] == "message":
-                    self._act(message["channel"].decode(errors="replace"), message["data"])
+                    self._hear(message["channel"].decode(errors="replace"), message["data"])
 
     def _change(self, channel: Any, subscribed: set[str], wanted: set[str]) -> None:
         if new := wanted - subscribed:
             channel.subscribe(*new)
             # What was said before is not heard any more.
             for model in self._hearer.model_names():
-                self.act(self._hearer.serve, model)
+                self._hear(streams.realtime(model), b"1")
         if gone := subscribed - wanted:
             channel.unsubscribe(*gone)
 
-    def _act(self, name: str, data: bytes) -> None:
-        if name == streams.STOPPED:
-            self.act(self._hearer.look_for_stopped)
-        else:
-            if data.isdigit() and int(data) > 1:
+    def _hear(self, name: str, data: bytes) -> None:
+        with self._news:
+            self._said[name] = data
+            self._news.notify()
+
+    def _act(self) -> None:
+        while True:
+            with self._news:
+                self._news.wait_for(lambda: self._said or self._stop.is_set())
+                said, self._said = self._said, {}
+            if self._stop.is_set():
+                return
+            if said.pop(streams.STOPPED, None) is not None:
+                self.act(self._hearer.look_for_stopped)
+            if any(data.isdigit() and data != b"1" for data in said.values()):
                 # Others have heard it too: whoever has the most room comes first.
                 self._stop.wait(self._hearer.load() * YIELD)
-            self.act(self._hearer.serve, name.removeprefix(streams.realtime("")))
+            for name in said:
+                self.act(self._hearer.serve, name.removeprefix(streams.realtime("")))
 
     def act(self, work: Callable[..., None], *arguments: str) -> None:
         """Do what was heard; what goes wrong with it is recorded, and ends no thread."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -73,10 +74,13 @@ class Flights:
         """Return how many jobs have no outcome yet."""
         return sum(len(flight.unfinished) for flight in self.all())
 
-    def realtime(self, model: str | None) -> int:
-        """Return how many realtime jobs, of one model or all, have no outcome yet."""
-        flights = [flight for flight in self.all() if flight.batch.lane == "realtime"]
-        return sum(len(flight.unfinished) for flight in flights if model in (None, flight.batch.model))
+    def by_lane(self, model: str | None = None) -> Counter[str]:
+        """Return how many jobs, of one model or all, have no outcome yet; no lane has none."""
+        counted: Counter[str] = Counter()
+        for flight in self.all():
+            if flight.unfinished and model in (None, flight.batch.model):
+                counted[flight.batch.lane] += len(flight.unfinished)
+        return counted
 
     def jobs(self) -> Mapping[str, Sequence[str]]:
         """Return the ids of the unfinished jobs of each batch."""

@@ -88,6 +88,9 @@ class Keeper:
                 self.beat(time.monotonic())
             except DatabaseUnavailable as error:
                 log.warning("heartbeat could not reach the database", error=str(error))
+            except Exception as error:  # the thread's edge: without it every batch would be lost, and its jobs blamed
+                log.exception("the heartbeat failed", error=type(error).__name__)
+                self._held.fail(f"the heartbeat failed: {type(error).__name__}")
 
     def beat(self, now: float) -> None:
         """Do what is due at `now` (monotonic seconds)."""

@@ -100,7 +100,9 @@ class Recorder:
         now = time.monotonic()
         by_series: dict[Series, list[Settled]] = defaultdict(list)
         for outcome in stored:
-            run = self._runs[outcome.job_id]
+            run = self._runs.get(outcome.job_id)
+            if run is None:
+                continue  # put off, and by now through in another batch
             by_series[run.series].append(outcome)
             if run.job.trace:
                 settle = Part("settle", run.answered, now, {"stoker.state": outcome.state})

@@ -167,16 +167,13 @@ class Worker:
                 self._realtime.submit(self._serve_flight, flight)
 
     def _serve_flight(self, flight: Flight) -> None:
+        self._fly(flight)
         try:
-            self._fly(flight)
-            self._use_room()
             with self._database.reading() as tx:
-                waiting = queue.waiting(tx, flight.batch.model)
+                # Behind a cohort there may be the next one, which is in no lane.
+                waiting = flight.batch.cohort or queue.waiting(tx, flight.batch.model)
         except DatabaseUnavailable as error:
             log.warning("who waits is left to the sweeper", error=str(error))
-        except Exception as error:  # the thread's edge: in flight for ever, the batch would keep its lease
-            log.exception("a batch did not end", batch=flight.batch.id, error=type(error).__name__)
-            self.fail(f"a batch did not end: {type(error).__name__}")
         else:
             if waiting:
                 self._doorbell.collector(flight.batch.model)
@@ -184,8 +181,12 @@ class Worker:
     def _fly(self, flight: Flight) -> None:
         try:
             self._run(flight)
+            self._use_room()
         except EngineFailure as error:
             self.fail(str(error))
+        except Exception as error:  # the thread's edge: in flight for ever, the batch would keep its lease
+            log.exception("a batch did not end", batch=flight.batch.id, error=type(error).__name__)
+            self.fail(f"a batch did not end: {type(error).__name__}")
 
     def _run(self, flight: Flight) -> None:
         batch = flight.batch
@@ -248,14 +249,14 @@ class Worker:
             self._doorbell.engine(self._mine.engine)
 
     def _ring_collector(self) -> None:
-        for model in self.model_names():
+        for model in self._offer.asked_for():
             self._doorbell.collector(model)
 
     # What the heartbeat and the ears need (tasks/lease.py: Held, tasks/ears.py: Hearer)
 
     def model_names(self) -> Collection[str]:
         """Return the models that the engine serves at the moment."""
-        return [model.name for model in self._engine.models]
+        return [model.name for model in self._offer.models()]
 
     def in_flight(self) -> Mapping[str, Sequence[str]]:
         """Return the ids of the unfinished jobs of each batch."""

@@ -110,7 +110,7 @@ def test_results_become_visible_in_their_order(postgres_database: Database) -> N
     reader.start()
     given.together([lambda part=chunks[nth::4]: settle(part) for nth in range(4)])
     stop.set()
-    reader.join(30)
+    reader.join(60)
     assert seen == list(range(1, 401))
     assert look(database, row.id).done == 400
 

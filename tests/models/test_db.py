@@ -139,7 +139,7 @@ def test_retrying_repeats_for_a_victim_of_a_deadlock(postgres_database: Database
                     sa.update(jobs.table).where(jobs.table.c.id == job_id).values(tokens=jobs.table.c.tokens + 1)
                 )
                 if nth == 0 and len(tries) <= 2:
-                    both.wait(10)
+                    both.wait(60)
 
         postgres_database.retrying(work)
 

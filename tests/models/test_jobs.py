@@ -272,7 +272,7 @@ def test_jobs_are_locked_in_one_order(postgres_database: Database, work: Callabl
             work(tx, batch)
 
     def cancel() -> None:
-        assert halfway.wait(10)
+        assert halfway.wait(60)
         with postgres_database.transaction() as tx:
             jobs.move(tx, "cancelled", among(jobs.table.c.id, [job.id for job in batch.jobs]))
 

@@ -67,6 +67,14 @@ def test_who_asks_without_the_packages_is_told() -> None:
     assert "pip install 'stoker[otel]'" in said.stderr
 
 
+def test_settings_that_opentelemetry_refuses_cost_the_traces_only() -> None:
+    """Raised at each job they would count as failures of the engine."""
+    endpoint = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1"}
+    said = ran("from models import traces; print(traces.tracer('engine'))", OTEL_BSP_MAX_QUEUE_SIZE="-1", **endpoint)
+    assert said.stdout == "None\n"
+    assert "no traces: OpenTelemetry does not take its settings" in said.stderr
+
+
 def test_spans_go_to_the_collector_under_the_process_name() -> None:
     """Also those of a process that ends at once; a parent that is no `traceparent` begins a new trace."""
     code = f"{MAKE_SPANS}\ntracer.start_span('alone', traces.context_of('garbage')).end()"
@@ -91,4 +99,4 @@ def test_a_hung_collector_holds_nothing_up() -> None:
         started = time.monotonic()
         said = ran(MAKE_SPANS, "5000", OTEL_EXPORTER_OTLP_ENDPOINT=f"http://127.0.0.1:{server.getsockname()[1]}")
     assert float(said.stdout) < 5
-    assert time.monotonic() - started < 15
+    assert time.monotonic() - started < 45

@@ -98,7 +98,7 @@ def states(database: Database) -> dict[str, int]:
         return {row[0]: row[1] for row in tx.execute(counted)}
 
 
-def until(true: Callable[[], object], seconds: float = 10.0) -> None:
+def until(true: Callable[[], object], seconds: float = 60.0) -> None:
     """Wait until something is true; fail when it does not become so."""
     end = time.monotonic() + seconds
     while not true():

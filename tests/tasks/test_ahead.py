@@ -27,10 +27,10 @@ def test_the_next_item_is_made_meanwhile_and_no_more() -> None:
 
     coming = ahead(items())
     assert next(coming) == 0
-    assert made[1].wait(5)
+    assert made[1].wait(60)
     assert not made[2].wait(0.05)
     assert next(coming) == 1
-    assert made[2].wait(5)
+    assert made[2].wait(60)
     coming.close()
 
 
@@ -58,12 +58,12 @@ def test_closing_leaves_no_thread() -> None:
     def items() -> Iterator[int]:
         yield 1
         begun.set()
-        go_on.wait(5)
+        go_on.wait(60)
         yield 2
 
     coming = ahead(items())
     assert next(coming) == 1
-    assert begun.wait(5)
+    assert begun.wait(60)
     threading.Timer(0.05, go_on.set).start()
     coming.close()
     assert go_on.is_set()

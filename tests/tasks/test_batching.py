@@ -109,6 +109,31 @@ def test_realtime_has_room_on_an_engine_full_of_bulk() -> None:
     assert batching.room(loads, {"realtime": 7}, "realtime", 0.0).jobs == 0
 
 
+@given(st.integers(2, 512), st.floats(0, 1), st.floats(0.001, 1), st.integers(0, 600))
+def test_realtime_leaves_who_waits_below_their_share(slots: int, backlog: float, share: float, running: int) -> None:
+    """At least a slot and at least the share, of several slots; and never all of them."""
+    load = Load(slots, reserve=0, running=running + 10 * slots, realtime=running)
+    most = running + batching.room([load], {}, "realtime", backlog, share).jobs
+    assert 1 <= max(1, batching.most_realtime(slots, backlog, share)) <= slots - 1
+    assert most == running or slots - most >= max(1, int(slots * share + 1e-6)) or slots - most == slots - 1
+
+
+def test_realtime_has_all_while_nobody_waits_below() -> None:
+    """With its backlog, too; and the only slot of an engine always."""
+    assert batching.below(["realtime"], RULES) == 0
+    assert batching.below(["realtime", "bulk", "standard", "bulk"], RULES) == pytest.approx(0.3)
+    assert batching.most_realtime(16, 0.25, 0.0) == 20
+    assert batching.most_realtime(16, 0.25, 0.3) == 11
+    assert batching.most_realtime(1, 0.25, 0.3) == 2
+
+
+def test_the_reserve_is_kept_free_once() -> None:
+    """Where realtime has taken its reserve the lanes below get what is left of the slots."""
+    for realtime, room in ((0, 8), (1, 8), (2, 8), (5, 5), (10, 0)):
+        load = Load(slots=10, reserve=2, running=realtime, realtime=realtime)
+        assert batching.room([load], {}, "bulk", 0.0).jobs == room
+
+
 def test_a_realtime_job_on_an_idle_engine_goes_at_once() -> None:
     """The realtime lane waits for nobody while an engine is idle."""
     step = plan(queued(0.0), Room(8, idle=True), "realtime", cut_at=0.0)

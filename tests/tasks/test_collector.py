@@ -16,7 +16,7 @@ from models.db import Database, now
 from models.jobs import NewJob
 from stoker.settings import Settings
 from tasks import collector, sizes
-from tests.tasks.inprocess import Bell, alive, chat, states, submit
+from tests.tasks.inprocess import Bell, alive, chat, states, submit, until
 
 
 @pytest.fixture
@@ -54,11 +54,13 @@ def test_an_underfilled_batch_is_promised(database: Database, settings: Settings
     """A young job of the standard lane waits for company; the collector says how long."""
     alive(database)
     submit(database, "one")
-    seconds = collector.cut_all(database, settings, "fake")
+    patient = settings.model_copy(update={"standard_wait": 60.0})
+    seconds = collector.cut_all(database, patient, "fake")
     assert seconds is not None
-    assert 0 < seconds <= settings.standard_wait
-    time.sleep(seconds)
-    assert collector.cut_all(database, settings, "fake") is None
+    assert 0 < seconds <= 60
+    with database.transaction() as tx:
+        tx.execute(sa.update(jobs.table).values(pos=jobs.table.c.pos - int(seconds * 1e6)))
+    assert collector.cut_all(database, patient, "fake") is None
     assert [batch.reason for batch in cut(database)] == ["waited"]
 
 
@@ -87,8 +89,7 @@ def test_realtime_overtakes_a_full_backlog(database: Database, settings: Setting
 def busy(database: Database, settings: Settings, mine: engines.Incarnation, *prompts: str) -> None:
     """Bring bulk jobs to where they run on an engine."""
     submit(database, *prompts, lane="bulk")
-    time.sleep(settings.bulk_wait)
-    collector.cut_all(database, settings, "fake")
+    until(lambda: collector.cut_all(database, settings, "fake") is None)
     with database.transaction() as tx:
         while batches.claim(tx, mine, [0, 1, 2], 15.0, idle=False) is not None:
             pass
@@ -101,8 +102,7 @@ def test_realtime_gets_room_on_an_engine_full_of_bulk(database: Database, settin
         busy(database, settings, mine, *map(str, range(20)))
     assert states(database)["running"] >= 16
     submit(database, "now", lane="realtime")
-    time.sleep(settings.lanes["realtime"].wait_busy)
-    collector.cut_all(database, settings, "fake")
+    until(lambda: collector.cut_all(database, settings, "fake") is None)
     assert [batch.lane for batch in cut(database)].count("realtime") == 1
 
 
@@ -112,10 +112,10 @@ def test_a_worker_may_cut_realtime_itself(database: Database, settings: Settings
     busy(database, settings, mine, *map(str, range(16)))
     submit(database, *map(str, range(40)), lane="bulk")
     with database.transaction() as tx:
-        assert collector.cut_realtime(tx, settings, "fake", 16) is None
+        assert collector.cut_realtime(tx, settings, "fake", 16, queue.waiting(tx, "fake")) is None
     first, second = submit(database, "now", "and now", lane="realtime")
     with database.transaction() as tx:
-        made = collector.cut_realtime(tx, settings, "fake", 1)
+        made = collector.cut_realtime(tx, settings, "fake", 1, queue.waiting(tx, "fake"))
         assert made is not None
         batch_id, cut_ = made
         claimed = batches.claim_one(tx, mine, batch_id, 15.0)
@@ -123,10 +123,10 @@ def test_a_worker_may_cut_realtime_itself(database: Database, settings: Settings
     assert claimed is not None
     assert [job.id for job in claimed.jobs] == [first]
     with database.transaction() as tx:
-        again = collector.cut_realtime(tx, settings, "fake", 15)
+        again = collector.cut_realtime(tx, settings, "fake", 15, queue.waiting(tx, "fake"))
         assert again is not None
         assert list(again[1].ids) == [second]
-        assert collector.cut_realtime(tx, settings, "fake", 14) is None
+        assert collector.cut_realtime(tx, settings, "fake", 14, queue.waiting(tx, "fake")) is None
 
 
 def test_what_a_worker_cuts_for_itself_is_paid_for(database: Database, settings: Settings, bell: Bell) -> None:
@@ -135,7 +135,7 @@ def test_what_a_worker_cuts_for_itself_is_paid_for(database: Database, settings:
     submit(database, "lower", lane="bulk")
     submit(database, *map(str, range(8)), lane="realtime")
     with database.transaction() as tx:
-        assert collector.cut_realtime(tx, settings, "fake", 8) is not None
+        assert collector.cut_realtime(tx, settings, "fake", 8, queue.waiting(tx, "fake")) is not None
         turns = queue.lock(tx, "fake")
     assert turns["bulk"].deficit == pytest.approx(8 * settings.bulk_share)
     assert turns["realtime"].deficit == 0
@@ -177,8 +177,7 @@ def test_only_its_own_jobs_take_up_a_models_own_slots(database: Database, settin
             engines.change(tx, mine, 16, 0, {"fake": None, "other": own})
         busy(database, settings, mine, *map(str, range(16)))
         other(database, 100)
-        time.sleep(settings.bulk_wait)
-        collector.cut_all(database, settings, "other")
+        until(lambda: collector.cut_all(database, settings, "other") is None)
         assert sum(batch.size for batch in cut(database) if batch.model == "other") == room
 
 
@@ -264,14 +263,19 @@ def test_one_collector_waits_for_all(database: Database, settings: Settings, bel
     """A ring for a lane that another collector will look at in time costs one look at its promise."""
     alive(database)
     submit(database, "one", lane="bulk")
-    first = threading.Thread(target=collector.collect_model, args=(database, settings, "fake", "bulk"))
+    patient = settings.model_copy(update={"bulk_wait": 4.0})
+    first = threading.Thread(target=collector.collect_model, args=(database, patient, "fake", "bulk"))
     first.start()
-    time.sleep(0.2)
-    started = time.monotonic()
-    collector.collect_model(database, settings, "fake", "bulk")
-    assert time.monotonic() - started < 0.3
+
+    def promised() -> bool:
+        with database.reading() as tx:
+            return queue.promised(tx, "fake", patient.bulk_wait)
+
+    until(promised)
+    collector.collect_model(database, patient, "fake", "bulk")
+    assert first.is_alive()
     assert states(database) == {"queued": 1}
-    first.join()
+    first.join(60)
     assert states(database) == {"batched": 1}
 
 

@@ -161,8 +161,8 @@ def test_of_an_endless_answer_only_64_kb_are_read(hooks: Receiver) -> None:
     """The read stops at the bound, long before the time is up."""
     hooks.answer = lambda _: Reply(body=b"x" * 10_000, endless=True)
     started = time.monotonic()
-    (answer,) = post(f"{hooks.url}/")
-    assert time.monotonic() - started < 2
+    (answer,) = post(f"{hooks.url}/", within=60)
+    assert time.monotonic() - started < 30
     assert len(answer.body) == 65_536
 
 
@@ -176,8 +176,8 @@ def test_the_status_counts_when_the_body_stalls(hooks: Receiver) -> None:
     """A receiver that said 200 has said it; its body is cut when the time is up."""
     hooks.answer = lambda _: Reply(body=b"part", stalled=True)
     started = time.monotonic()
-    (answer,) = post(f"{hooks.url}/", within=0.4)
-    assert time.monotonic() - started < 1.5
+    (answer,) = post(f"{hooks.url}/", within=3)
+    assert time.monotonic() - started < 30
     assert (answer.status, answer.body) == (200, b"part")
 
 
@@ -193,13 +193,13 @@ def test_a_name_that_takes_for_ever_to_resolve_costs_its_own_time_only() -> None
     released = threading.Event()
 
     def look(_host: str, _port: int) -> Sequence[tuple[socket.AddressFamily, str]]:
-        released.wait(10)
+        released.wait(60)
         return []
 
     started = time.monotonic()
     with pytest.raises(egress.Unreachable, match="no answer within"):
         post("http://slow.example.com/", look=look, within=0.3)
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 30
     released.set()
 
 

@@ -66,7 +66,7 @@ def test_many_outcomes_share_a_commit(database: Database, running: Callable[[int
     settler = Settler(database, "engine", lambda stored: commits.append(len(stored)), pytest.fail)
     for job_id in ids:
         settler.put(batch, ok(job_id))
-    assert settler.wait(batch, timeout=20)
+    assert settler.wait(batch, timeout=60)
     assert sum(commits) == 500
     assert len(commits) < 100
     assert states(database) == {"succeeded": 500}
@@ -81,7 +81,7 @@ def test_an_outage_is_sat_out(
     settler = Settler(database, "engine", lambda _: None, pytest.fail)
     for job_id in ids:
         settler.put(batch, ok(job_id))
-    assert settler.wait(timeout=10)
+    assert settler.wait(timeout=60)
     assert states(database) == {"succeeded": 3}
 
 
@@ -104,7 +104,7 @@ def test_an_answer_lost_at_commit_is_harmless(
     settler = Settler(database, "engine", lambda _: None, pytest.fail)
     for job_id in ids:
         settler.put(batch, ok(job_id))
-    assert settler.wait(timeout=10)
+    assert settler.wait(timeout=60)
     assert states(database) == {"succeeded": 3}
     with database.reading() as tx:
         assert tx.execute(sa.select(sa.func.count(results.table.c.job_id))).scalar_one() == 3
@@ -127,7 +127,7 @@ def test_one_bad_row_does_not_hold_up_the_others(
     settler = Settler(database, "engine", lambda _: None, pytest.fail)
     for job_id in ids:
         settler.put(batch, ok(job_id))
-    assert settler.wait(timeout=10)
+    assert settler.wait(timeout=60)
     assert states(database) == {"succeeded": 4, "failed": 1}
     with database.reading() as tx:
         assert (
@@ -145,7 +145,7 @@ def test_a_stale_outcome_is_dropped(database: Database, running: Callable[[int],
     settler = Settler(database, "engine", lambda stored: told.extend(outcome.job_id for outcome in stored), pytest.fail)
     settler.put(batch, ok(gone))
     settler.put(batch, ok(kept))
-    assert settler.wait(timeout=10)
+    assert settler.wait(timeout=60)
     assert told == [kept]
     assert states(database) == {"succeeded": 1, "cancelled": 1}
 
@@ -160,7 +160,7 @@ def test_an_outage_among_single_rows_is_sat_out(
     settler = Settler(database, "engine", lambda _: None, pytest.fail)
     for job_id in ids:
         settler.put(batch, ok(job_id))
-    assert settler.wait(timeout=10)
+    assert settler.wait(timeout=60)
     assert states(database) == {"succeeded": 3}
 
 
@@ -177,4 +177,4 @@ def test_a_settler_that_cannot_go_on_says_so(
     reasons: SimpleQueue[str] = SimpleQueue()
     settler = Settler(database, "engine", lambda _: None, reasons.put)
     settler.put(batch, ok(job_id))
-    assert reasons.get(timeout=10) == "results cannot be stored: ZeroDivisionError"
+    assert reasons.get(timeout=60) == "results cannot be stored: ZeroDivisionError"

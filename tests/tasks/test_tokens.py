@@ -61,11 +61,11 @@ class Heard:
         self._redis = redis.Redis.from_url(url)
         self._channel: Any = self._redis.pubsub(ignore_subscribe_messages=True)  # type: ignore[no-untyped-call]
         self._channel.subscribe(streams.TOKENS)
-        assert self._channel.get_message(timeout=5) is None
+        assert self._channel.get_message(timeout=30) is None
 
     def events(self) -> list[tuple[int, int, str]]:
         """Return (attempt, number, event) of all that was published up to now."""
-        while (message := self._channel.get_message(timeout=0.1)) is not None:
+        while (message := self._channel.get_message(timeout=0.5)) is not None:
             self.messages += 1
             self.pieces += streams.decode(message["data"])
         return [
@@ -321,4 +321,4 @@ def test_emitting_never_waits(opened: Callable[[str], Tokens]) -> None:
         done.set()
 
     threading.Thread(target=work, daemon=True).start()
-    assert done.wait(5)
+    assert done.wait(30)

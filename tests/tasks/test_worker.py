@@ -61,7 +61,7 @@ def run(one: Worker) -> threading.Thread:
     return thread
 
 
-def everything(database: Database, settings: Settings, one: Worker, *, of: int, seconds: float = 20.0) -> None:
+def everything(database: Database, settings: Settings, one: Worker, *, of: int, seconds: float = 60.0) -> None:
     """Collect and run until so many jobs have ended."""
     ended = {"succeeded", "failed", "cancelled", "expired"}
 
@@ -112,7 +112,7 @@ def test_garbage_is_stored_escaped(database: Database, settings: Settings, start
 def test_outcomes_are_stored_as_they_come(database: Database, settings: Settings, start: Start) -> None:
     """A finished job of a batch is stored while its neighbour still runs."""
     one = start()
-    quick, slow = submit(database, "quick", "[[slow:30]]", lane="bulk")
+    quick, slow = submit(database, "quick", "[[slow:90]]", lane="bulk")
     until(lambda: collector.cut_all(database, settings, "fake") is None)
     run(one)
     until(lambda: states(database) == {"succeeded": 1, "running": 1})
@@ -131,7 +131,7 @@ def test_a_cancelled_job_is_aborted_in_the_engine(database: Database, settings: 
     until(lambda: states(database) == {"running": 1})
     with database.transaction() as tx:
         ends.cancel(tx, "owner", job_id)
-    thread.join(5)
+    thread.join(60)
     assert not thread.is_alive()
     until(lambda: not one.in_flight())  # another thread of it may have heard of the job first
     assert states(database) == {"cancelled": 1}
@@ -143,7 +143,7 @@ def test_a_cancelled_job_is_aborted_in_the_engine(database: Database, settings: 
 def test_several_batches_are_in_flight(database: Database, settings: Settings, start: Start) -> None:
     """The next batch runs while the last one's tail drains, up to the slots that are not kept for realtime."""
     one = start(fake_slots=20)
-    submit(database, "[[slow:30]]", *map(str, range(15)), lane="bulk")
+    submit(database, "[[slow:90]]", *map(str, range(15)), lane="bulk")
     until(lambda: collector.cut_all(database, settings, "fake") is None)
     run(one)
     until(lambda: states(database).get("succeeded") == 15)
@@ -156,7 +156,7 @@ def test_several_batches_are_in_flight(database: Database, settings: Settings, s
 def test_a_realtime_batch_holds_none_of_celerys_threads(database: Database, settings: Settings, start: Start) -> None:
     """However long its stream: as many run as the engine has slots, not as Celery has threads."""
     one = start(fake_slots=8)
-    for prompt in ["[[slow:30]]"] * 3:
+    for prompt in ["[[slow:90]]"] * 3:
         submit(database, prompt, lane="realtime")
         until(lambda: collector.cut_all(database, settings, "fake") is None)
     one.run()
@@ -174,10 +174,10 @@ def test_realtime_finds_its_reserve_free(database: Database, settings: Settings,
     submit(database, "[[slow:0.01]] first", lane="realtime")
     work()
     until(lambda: states(database) == {"succeeded": 1})
-    submit(database, *["[[slow:30]]"] * 3, lane="bulk")
+    submit(database, *["[[slow:90]]"] * 3, lane="bulk")
     work()
     until(lambda: states(database).get("running") == 3)
-    submit(database, "[[slow:30]]", "later", lane="bulk")
+    submit(database, "[[slow:90]]", "later", lane="bulk")
     work()
     until(lambda: states(database).get("running") == 4)
     submit(database, "now", lane="realtime")
@@ -187,13 +187,13 @@ def test_realtime_finds_its_reserve_free(database: Database, settings: Settings,
 
 def test_a_drain_returns_what_is_unfinished(database: Database, settings: Settings, start: Start) -> None:
     """A draining worker takes nothing new, stores what ends in time and returns the rest uncharged."""
-    one = start(drain_timeout=0.3)
+    one = start(drain_timeout=4.0)
     submit(database, "[[slow:0.1]]", "[[slow:60]]", lane="bulk")
     until(lambda: collector.cut_all(database, settings, "fake") is None)
     thread = run(one)
     until(lambda: states(database) == {"running": 2})
     one.drain()
-    thread.join(5)
+    thread.join(60)
     assert not thread.is_alive()
     assert states(database) == {"succeeded": 1, "queued": 1}
     with database.reading() as tx:
@@ -208,14 +208,14 @@ def test_a_drain_returns_what_is_unfinished(database: Database, settings: Settin
 def test_a_lost_lease_stops_the_batch(database: Database, settings: Settings, start: Start) -> None:
     """A worker whose batch was given to another writes nothing of it, and stops running it."""
     one = start(heartbeat=0.1, lease=1.0)
-    submit(database, "[[slow:0.5]]", "[[hang]]", lane="bulk")
+    submit(database, "[[slow:30]]", "[[hang]]", lane="bulk")
     until(lambda: collector.cut_all(database, settings, "fake") is None)
     thread = run(one)
     until(lambda: states(database) == {"running": 2})
     with database.transaction() as tx:
         (batch,) = tx.execute(sa.select(batches.table)).all()
         cohorts.crash(tx, batch.engine_id, batch.incarnation, "lost", max_attempts=20)
-    thread.join(5)
+    thread.join(60)
     assert not thread.is_alive()
     assert states(database) == {"queued": 2}
     with database.reading() as tx:
@@ -251,6 +251,12 @@ class Ended(BaseException):
     """Stands for the end of the process."""
 
 
+def end_ears(one: Worker) -> None:
+    """End what the process would have taken with it: it would hear what is said in later tests."""
+    one._ears.stop()
+    until(lambda: not one._ears._thread.is_alive())
+
+
 @pytest.mark.parametrize("prompt", ["[[raise]]", "broken"])
 def test_a_broken_engine_gives_its_batches_back(
     database: Database, settings: Settings, bell: Bell, monkeypatch: pytest.MonkeyPatch, prompt: str
@@ -268,6 +274,7 @@ def test_a_broken_engine_gives_its_batches_back(
     until(lambda: collector.cut_all(database, settings, "fake") is None)
     with pytest.raises(Ended) as ended:
         one.run()
+    end_ears(one)
     assert ended.value.args == (70,)
     assert states(database) == {"succeeded": 1, "queued": 2}
     with database.reading() as tx:
@@ -347,6 +354,17 @@ def test_the_heartbeat_ends_an_engine_whose_name_was_taken(database: Database, s
     assert held.lost == ["batch_unknown"]
 
 
+def test_a_heartbeat_that_fails_ends_the_process(database: Database, settings: Settings) -> None:
+    """Without it every lease would run out, and the jobs in the engine be blamed for that."""
+    held = Held()
+    held.record = lambda: 1 / 0  # type: ignore[method-assign]
+    beating = keeper(database, load(**{**settings.model_dump(), "cancel_poll": 0.05}), incarnation(), held)
+    beating.start()
+    until(lambda: held.failed, 30)
+    beating.stop()
+    assert "the heartbeat failed: ZeroDivisionError" in held.failed
+
+
 def test_rejections_keep_their_status() -> None:
     """A rejection is stored with the status and code that the engine gave it."""
     stored = worker_module.outcomes.settled(
@@ -361,7 +379,7 @@ def test_a_claim_whose_commit_is_in_doubt_is_given_back(
 ) -> None:
     """A batch that was claimed without the worker's knowing is returned, uncharged; the worker's others go on."""
     one = start()
-    submit(database, "[[slow:2]] first", lane="realtime")
+    (first,) = submit(database, "[[hang]] first", lane="realtime")
     collector.cut_all(database, settings, "fake")
     thread = run(one)
     until(lambda: states(database) == {"running": 1})
@@ -380,13 +398,15 @@ def test_a_claim_whose_commit_is_in_doubt_is_given_back(
     with pytest.raises(DatabaseUnavailable):
         one.run()
     assert states(database) == {"running": 1, "queued": 1}
-    everything(database, settings, one, of=2)
+    everything(database, settings, one, of=1)
+    with database.transaction() as tx:
+        ends.cancel(tx, "owner", first)
     until(lambda: not one._flights)
-    thread.join(5)
+    thread.join(60)
     with database.reading() as tx:
-        ends = tx.execute(sa.select(batches.table.c.state).order_by(batches.table.c.created_at)).scalars().all()
+        how = tx.execute(sa.select(batches.table.c.state).order_by(batches.table.c.created_at)).scalars().all()
         assert tx.execute(sa.select(sa.func.count(jobs.table.c.cohort_id))).scalar_one() == 0
-    assert ends == ["finished", "returned", "finished"]
+    assert how == ["finished", "returned", "finished"]
 
 
 def serving(one: Worker, database: Database, *prompts: str) -> list[str]:
@@ -438,7 +458,7 @@ def test_many_are_served_at_once(database: Database, start: Start) -> None:
 def test_whoever_found_no_room_is_served_when_it_comes(database: Database, start: Start) -> None:
     """As soon as one job of a batch ends, though the others go on: no ring is needed."""
     one = start(fake_slots=4, ready_backlog=0.0)
-    _, *others = serving(one, database, "[[slow:0.5]]", *["[[slow:60]]"] * 3)
+    _, *others = serving(one, database, "[[slow:4]]", *["[[slow:90]]"] * 3)
     until(lambda: states(database) == {"running": 4})
     serving(one, database, "next")
     assert states(database) == {"running": 4, "queued": 1}
@@ -469,7 +489,7 @@ def _end_all(database: Database, one: Worker, ids: Sequence[str]) -> None:
 def test_static_batching_serves_one_batch_after_the_other(database: Database, start: Start, bell: Bell) -> None:
     """With one batch in flight a page waits for its end, and is served then."""
     one = start(batches_in_flight=1)
-    serving(one, database, "[[slow:0.3]]")
+    serving(one, database, "[[slow:4]]")
     until(lambda: states(database) == {"running": 1})
     serving(one, database, "next")
     assert states(database) == {"running": 1, "queued": 1}
@@ -481,7 +501,7 @@ def test_what_lies_ready_is_rung_for_behind_a_page(
 ) -> None:
     """Static batching: a batch that was turned away while a page was served is not left lying."""
     one = start(batches_in_flight=1)
-    serving(one, database, "[[slow:2]]")
+    serving(one, database, "[[slow:5]]")
     until(lambda: states(database) == {"running": 1})
     submit(database, "lower", lane="bulk")
     until(lambda: collector.cut_all(database, settings, "fake") is None)
@@ -496,7 +516,7 @@ def test_what_lies_ready_is_rung_for_behind_a_page(
 def test_a_cohort_is_not_kept_waiting_by_pages(database: Database, settings: Settings, start: Start) -> None:
     """An engine that a cohort waits for takes no new realtime jobs until it had its turn."""
     one = start()
-    serving(one, database, "[[slow:0.5]]")
+    serving(one, database, "[[slow:4]]")
     until(lambda: states(database) == {"running": 1})
     (suspect,) = submit(database, "suspect", lane="bulk")
     with database.transaction() as tx:
@@ -529,34 +549,159 @@ def test_a_drain_returns_what_pages_brought(database: Database, start: Start) ->
     assert states(database) == {"queued": 1}
 
 
-def test_what_an_engine_offers_may_change(database: Database, settings: Settings, bell: Bell) -> None:
-    """New models are stored and their queues looked at; nothing is written while all stays as it was."""
+def test_realtime_without_end_leaves_the_lanes_below_their_share(
+    database: Database, settings: Settings, start: Start
+) -> None:
+    """However many realtime jobs wait, those of a lower lane end before they do."""
+    one = start(fake_slots=4)
+    urgent = submit(database, *["[[slow:0.02]]"] * 600, lane="realtime")
+    patient = submit(database, *["[[slow:0.02]]"] * 4, lane="bulk")
+    done = threading.Event()
+
+    def celery() -> None:
+        while not done.wait(0.05):
+            collector.cut_all(database, settings, "fake")
+            one.run()
+
+    def left(ids: Sequence[str]) -> int:
+        open_ = sa.select(sa.func.count()).where(jobs.table.c.id.in_(ids), jobs.table.c.state != "succeeded")
+        with database.reading() as tx:
+            return tx.execute(open_).scalar_one()
+
+    one.serve("fake")
+    thread = threading.Thread(target=celery)
+    thread.start()
+    try:
+        until(lambda: not left(patient), 90)
+        assert left(urgent) > 0
+    finally:
+        done.set()
+        thread.join(30)
+
+
+def test_a_page_that_found_no_room_is_served_behind_a_bulk(
+    database: Database, settings: Settings, start: Start
+) -> None:
+    """Static batching: nobody need ring for what came while a batch of another lane was in flight."""
+    one = start(batches_in_flight=1)
+    submit(database, "[[slow:4]]", lane="bulk")
+    until(lambda: collector.cut_all(database, settings, "fake") is None)
+    run(one)
+    until(lambda: states(database) == {"running": 1})
+    serving(one, database, "next")
+    assert states(database) == {"running": 1, "queued": 1}
+    until(lambda: states(database) == {"succeeded": 2})
+
+
+def test_the_next_cohort_is_asked_for_behind_a_realtime_one(
+    database: Database, settings: Settings, start: Start, bell: Bell
+) -> None:
+    """It is in no lane, and would wait for the sweeper."""
+    one = start()
+    suspect, other = submit(database, "suspect", "other", lane="realtime")
+    with database.transaction() as tx:
+        for job_id, cohort in ((suspect, "cohort_1"), (other, "cohort_2")):
+            tx.execute(sa.update(jobs.table).where(jobs.table.c.id == job_id).values(cohort_id=cohort))
+    collector.cut_all(database, settings, "fake")
+    bell.rung.clear()
+    one.run()
+    until(lambda: states(database) == {"succeeded": 1, "queued": 1}, 30)
+    until(lambda: ("collector", "fake/") in bell.rung, 30)
+
+
+def test_only_queues_with_work_are_rung_for(database: Database, settings: Settings, bell: Bell) -> None:
+    """A router in front of a hosted service has hundreds of models: a batch is not worth a message for each."""
+    engine = Changing(settings)
+    engine.changed = "new"
+    engine.start()
+    one = worker(database, settings, bell, engine)
+    submit(database, "a", "b", lane="bulk")
+    until(lambda: collector.cut_all(database, settings, "fake") is None)
+    submit(database, "c", lane="bulk")
+    bell.rung.clear()
+    one.run()
+    assert ("collector", "fake/") in bell.rung
+    assert ("collector", "new/") not in bell.rung
+    one.drain()
+    until(lambda: not one.in_flight())
+    one.close()
+
+
+def test_a_batch_that_cannot_be_run_ends_the_process(
+    database: Database, settings: Settings, bell: Bell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In flight for ever it would keep its lease, and its jobs would never end."""
+
+    def end(status: int) -> None:
+        raise Ended(status)
+
+    monkeypatch.setattr(worker_module.os, "_exit", end)
+    one = worker(database, settings, bell)
+    monkeypatch.setattr(one._recorder, "claimed", lambda _: 1 / 0)
+    submit(database, "a", lane="bulk")
+    until(lambda: collector.cut_all(database, settings, "fake") is None)
+    with pytest.raises(Ended):
+        one.run()
+    end_ears(one)
+    assert states(database) == {"queued": 1}
+
+
+@pytest.mark.parametrize("name", ["x" * 256, "nul \0", "half \ud800"])
+def test_what_no_database_stores_of_a_model_is_not_offered(
+    database: Database, settings: Settings, bell: Bell, name: str
+) -> None:
+    """Upstreams tell what they like: the other models are served, a context beyond all bounds is cut."""
     engine = Changing(settings)
     engine.start()
     one = worker(database, load(**{**settings.model_dump(), "cancel_poll": 0.05}), bell, engine)
+    engine.length = 10**30
+    engine.changed = f"{name},new"
+    until(lambda: "new" in served(database), 30)
+    assert served(database) == {"fake": engine.models[0].max_model_len, "new": 2**31 - 1}
+    assert one._keeper._thread.is_alive()
+    one.drain()
+    until(lambda: not one.in_flight())
+    one.close()
+
+
+def served(database: Database) -> dict[str, int | None]:
+    """Return the models that are served, with their contexts."""
+    with database.reading() as tx:
+        return {row.name: row.max_model_len for row in engines.served(tx, 60.0)}
+
+
+def test_what_an_engine_offers_may_change(database: Database, settings: Settings, bell: Bell) -> None:
+    """New models are stored and what waits for them looked at; nothing is written while all stays as it was."""
+    engine = Changing(settings)
+    engine.start()
+    one = worker(database, load(**{**settings.model_dump(), "cancel_poll": 0.05}), bell, engine)
+    with database.transaction() as tx:
+        new = NewJob(owner="owner", model="new", endpoint="/v1/chat/completions", body="{}", lane="bulk")
+        jobs.submit(tx, new)
     bell.rung.clear()
     engine.changed = "new"
     until(lambda: ("collector", "new/") in bell.rung)
     with database.reading() as tx:
         assert [row.name for row in engines.served(tx, 15.0)] == ["fake", "new"]
-    (job_id,) = submit(database, "hi", lane="realtime")
+    submit(database, "hi", lane="realtime")
     one.serve("fake")
-    until(lambda: states(database) == {"succeeded": 1})
+    until(lambda: states(database) == {"succeeded": 1, "queued": 1})
     one.drain()
     until(lambda: not one.in_flight())
     one.close()
-    assert job_id
 
 
 class Changing(FakeEngine):
     """An engine that serves one more model when it is told to."""
 
     changed = ""
+    length: int | None = None
 
     @property
     def models(self) -> tuple[ServedModel, ...]:
         """Return what it serves by now."""
-        return (*super().models, *([ServedModel(self.changed, slots=1)] if self.changed else ()))
+        names = [name for name in self.changed.split(",") if name]
+        return (*super().models, *(ServedModel(name, self.length, slots=1) for name in names))
 
 
 def test_tokens_end_only_with_the_answer(database: Database, start: Start, redis_url: str, settings: Settings) -> None:
