@@ -10,7 +10,6 @@ Ctrl-C -> the engine drains -> the others -> redis -> nothing is left
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import secrets
 import socket
@@ -22,8 +21,9 @@ from pathlib import Path
 
 from stoker import demo_model
 from stoker.broker import Broker, BrokerError
-from stoker.processes import Ledger
+from stoker.processes import Ledger, locked
 from stoker.running import EngineCannotStart, Running, UpError
+from stoker.services import whole_paths
 from stoker.settings import Settings, load
 from stoker.supervisor import Signals, Supervisor
 
@@ -85,11 +85,9 @@ def _alone(data: Path) -> Iterator[None]:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise UpError(f"STOKER_DATA: {data} cannot be used: {error.strerror}") from None
-    with (data / "run/lock").open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UpError(f"another `stoker up` uses {data}: stop it, or choose another folder with --data") from None
+    with locked(data / "run/lock") as ours:
+        if not ours:
+            raise UpError(f"another `stoker up` uses {data}: stop it, or choose another folder with --data")
         yield
 
 
@@ -130,10 +128,8 @@ def _prepare(
         "data": data,
         "port": listener.getsockname()[1],
         "webhook_secret": asked.webhook_secret or webhook_secret(data),
-        "fake_log": asked.fake_log and asked.fake_log.absolute(),
+        **whole_paths(asked),
     }
-    if asked.database_url:
-        found["database_url"] = _absolute(asked.database_url)
     broker = None
     if "redis_url" not in asked.model_fields_set:
         try:
@@ -146,21 +142,6 @@ def _prepare(
     for old in (data / "metrics").iterdir():
         old.unlink()
     return settings, broker
-
-
-def _absolute(url: str) -> str:
-    """Return a database URL that means the same in every folder: the processes run in the data folder."""
-    from sqlalchemy.engine import make_url
-    from sqlalchemy.exc import ArgumentError
-
-    try:
-        parsed = make_url(url)
-    except ArgumentError:
-        return url  # what is wrong with it is told when it is opened
-    file = parsed.database or ""
-    if parsed.get_backend_name() != "sqlite" or file in {"", ":memory:"} or file.startswith("file:"):
-        return url
-    return parsed.set(database=str(Path(file).absolute())).render_as_string(hide_password=False)
 
 
 def _model(settings: Settings, say: Say) -> dict[str, object]:

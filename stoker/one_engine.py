@@ -1,7 +1,8 @@
 """`stoker engine`: one more engine for a service that runs: another model, another GPU, another machine.
 
 ```
-find the service's database and Redis -> run the engine's worker -> start it again whenever it fails -> Ctrl-C: drain
+find the service's database and Redis -> end what an earlier run left -> run the engine's worker
+-> start it again whenever it fails -> Ctrl-C: drain
 ```
 """
 
@@ -10,12 +11,13 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
-from stoker.processes import Ledger
+from stoker.processes import Ledger, locked
 from stoker.running import CANNOT_START, EngineCannotStart, UpError
-from stoker.services import Service, commands, environment
+from stoker.services import Service, commands, environment, whole_paths
 from stoker.settings import Settings, load
 from stoker.supervisor import Signals, Supervisor
 
@@ -29,20 +31,23 @@ def run(given: Mapping[str, object], say: Say) -> int:
     settings = _joined(given)
     if settings.engine == "vllm" and not settings.model:
         raise UpError("which model? --model names a folder or a Hugging Face id")
-    folder = settings.data / "engines" / settings.engine_name
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    name = settings.engine_name
     program, *arguments = commands(settings)["engine"]
     command = (sys.executable, "-m", program, *arguments)
-    with Signals() as signals:
-        supervisor = Supervisor(Ledger(folder / "processes.json"), folder, signals, say)
+    with Signals() as signals, _alone(settings) as folder:
+        ledger = Ledger(folder / "processes.json")
+        if ledger.reap():
+            say(f"engine {name}: ended what an earlier run left")
+        supervisor = Supervisor(ledger, folder, signals, say)
         supervisor.start(Service("engine", command, folder, environment(settings, os.environ)))
-        say(f"engine {settings.engine_name}: loading; its log: {folder / 'engine.log'}")
+        say(f"engine {name}: loading; its log: {folder / 'engine.log'}")
         try:
             while not signals.asked:
                 for gone in supervisor.tend(2.0):
+                    why = _why(gone.said)
                     if gone.status == CANNOT_START:
-                        raise EngineCannotStart(_why(gone.said))
-                    say(f"engine {settings.engine_name}: died ({gone.how}); starting again in {gone.delay:.1f} s")
+                        raise EngineCannotStart(why or "the engine cannot start")
+                    say(f"engine {name}: died ({gone.how}){why and f': {why}'}; starting again in {gone.delay:.1f} s")
         finally:
             signals.asked = 0
             say(f"stopping: running jobs have {settings.drain_timeout:g} s to finish (again: at once)")
@@ -50,11 +55,28 @@ def run(given: Mapping[str, object], say: Say) -> int:
     return 0
 
 
+@contextmanager
+def _alone(settings: Settings) -> Iterator[Path]:
+    """Hold the folder of an engine; the lock ends with this process, however it ends."""
+    name, data = settings.engine_name, settings.data
+    folder = data / "engines" / name
+    try:
+        # Beside `stoker up` the second one is there already; on another machine it is not.
+        for needed in (folder, data / "metrics"):
+            needed.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise UpError(f"STOKER_DATA: {data} cannot be used: {error.strerror}") from None
+    with locked(folder / "lock") as ours:
+        if not ours:
+            raise UpError(f"another `stoker engine {name}` uses {data}: stop it, or choose another name")
+        yield folder
+
+
 def _joined(given: Mapping[str, object]) -> Settings:
     """Return the settings of an engine that works for the service of the data folder, or for the one that is given."""
     settings = load(**given)
     data = settings.data.expanduser().absolute()
-    found: dict[str, object] = {"data": data}
+    found: dict[str, object] = {"data": data, **whole_paths(settings)}
     if "redis_url" not in settings.model_fields_set:
         found["redis_url"] = _bundled_redis(data)
     if settings.model and Path(settings.model).expanduser().is_dir():
@@ -74,4 +96,4 @@ def _bundled_redis(data: Path) -> str:
 
 def _why(said: str) -> str:
     lines = [line for line in said.splitlines() if line.startswith("stoker engine: ")]
-    return lines[-1].removeprefix("stoker engine: ") if lines else "the engine cannot start"
+    return lines[-1].removeprefix("stoker engine: ") if lines else ""

@@ -53,6 +53,30 @@ def environment(settings: Settings, inherited: Mapping[str, str]) -> dict[str, s
     return made
 
 
+def whole_paths(settings: Settings) -> dict[str, object]:
+    """Return the settings that name a file of this folder, so that they mean it in the processes' folders too."""
+    files = {name: getattr(settings, name) for name in ("fake_log", "upstreams_file")}
+    found: dict[str, object] = {name: file.expanduser().absolute() for name, file in files.items() if file is not None}
+    if settings.database_url:
+        found["database_url"] = _absolute(settings.database_url)
+    return found
+
+
+def _absolute(url: str) -> str:
+    """Return a database URL that means the same in every folder."""
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import ArgumentError
+
+    try:
+        parsed = make_url(url)
+    except ArgumentError:
+        return url  # what is wrong with it is told when it is opened
+    file = parsed.database or ""
+    if parsed.get_backend_name() != "sqlite" or file in {"", ":memory:"} or file.startswith("file:"):
+        return url
+    return parsed.set(database=str(Path(file).absolute())).render_as_string(hide_password=False)
+
+
 def services(settings: Settings, inherited: Mapping[str, str], listener: int) -> list[Service]:
     """Return the processes of one machine but Redis. `listener` is the bound socket that the web server is to use."""
     base = environment(settings, inherited)

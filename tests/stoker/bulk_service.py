@@ -129,10 +129,14 @@ class Made:
 
 
 class BulkService:
-    """The service while it runs: what it was asked, what it has, and the faults that come next."""
+    """The service while it runs: what came and was asked, what it has, and the faults that come next.
+
+    Whoever holds `lock` keeps it from answering what has `arrived`, whole.
+    """
 
     def __init__(self) -> None:
         self.asked: list[Asked] = []
+        self.arrived: list[str] = []
         self.bulks: dict[str, Made] = {}
         self.faults: list[tuple[Callable[[Asked], bool], Fault]] = []
         self.rate = 1e9
@@ -140,6 +144,12 @@ class BulkService:
         self.files: dict[str, bytes] = {}
         self.url = ""
         self.lock = threading.Lock()
+
+    def hurry(self, rate: float = 1e9) -> None:
+        """End lines at another rate from now on, and as if since they began."""
+        self.rate = rate
+        for made in self.bulks.values():
+            made.rate = rate
 
     def fail(self, times: int, when: Callable[[Asked], bool] = lambda _: True, **fault: Any) -> None:
         """Fail the next requests that are so."""
@@ -274,6 +284,7 @@ class _Handler(BaseHTTPRequestHandler):
         headers = {name.lower(): value for name, value in self.headers.items()}
         query = {name: values[0] for name, values in parse_qs(parts.query).items()}
         asked = Asked(self.command, parts.path, query, headers, body)
+        self.service.arrived.append(self.command)
         with self.service.lock:
             self.service.asked.append(asked)
             fault = self.service.fault(asked) or Fault(200)

@@ -20,7 +20,7 @@ def running(made: Broker, folder: Path) -> Iterator[None]:
     """Run Redis until the end of the block."""
     process = subprocess.Popen(made.command, cwd=folder, stdout=subprocess.DEVNULL, start_new_session=True)
     try:
-        until = time.monotonic() + 10
+        until = time.monotonic() + 60
         while not made.answers():
             assert time.monotonic() < until
             assert process.poll() is None
@@ -28,7 +28,7 @@ def running(made: Broker, folder: Path) -> Iterator[None]:
         yield
     finally:
         process.terminate()
-        process.wait(10)
+        process.wait(60)
 
 
 def test_it_asks_for_a_password_and_keeps_its_data(tmp_path: Path) -> None:

@@ -61,7 +61,7 @@ def test_submit_wait_result(client: Client, sqlite_database: Database) -> None:
     job = client.submit(prompt="The capital of France?", max_tokens=5, metadata={"run": "1"})
     assert (job.state, job.metadata, job.ended) == ("queued", {"run": "1"}, False)
     end(sqlite_database, job.id)
-    done = client.wait(job.id, timeout=10)
+    done = client.wait(job.id, timeout=60)
     assert (done.state, done.text, done.ended) == ("succeeded", "Paris", True)
     assert client.result(job.id) == done.result
     assert [found.id for found in client.list(metadata={"run": "1"}, state="succeeded")] == [job.id]

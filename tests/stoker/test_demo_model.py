@@ -16,6 +16,8 @@ from tokenizers import Tokenizer
 from stoker import demo_model, gguf_weights
 from stoker.demo_model import DemoModelError
 
+pytestmark = pytest.mark.timeout(300)
+
 WRITES_A_MODEL = "import pathlib, sys; pathlib.Path(sys.argv[-1], 'config.json').write_text('{}'); print('writing')"
 DIES_HALF_WAY = WRITES_A_MODEL + "; sys.exit('out of memory')"
 

@@ -82,12 +82,6 @@ def test_a_relative_database_is_the_one_of_this_folder(
     assert (tmp_path / "jobs.db").exists()
 
 
-@pytest.mark.parametrize("url", ["sqlite:////srv/a.db", "sqlite://", "postgresql://a:b%40c@db/x", "sqlite:a"])
-def test_other_databases_are_told_as_they_are(url: str) -> None:
-    """A whole path, memory, a server and what is no URL at all stay as they were given."""
-    assert local._absolute(url) == url
-
-
 def test_a_bad_setting_is_named(tmp_path: Path) -> None:
     """A value that is not allowed: the variable and what is."""
     with pytest.raises(SettingsError, match=r"STOKER_ENGINE: .*'vllm', 'upstream' or 'fake'"):

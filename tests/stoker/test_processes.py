@@ -65,8 +65,8 @@ def recorded(pid: int, name: str = "engine") -> Recorded:
 
 
 def gone(pid: int) -> bool:
-    """Tell whether a process is gone within a second."""
-    until = time.monotonic() + 1
+    """Tell whether a process is gone soon."""
+    until = time.monotonic() + 30
     while look(pid) is not None and time.monotonic() < until:
         time.sleep(0.01)
     return look(pid) is None
@@ -84,7 +84,7 @@ def test_what_is_left_is_reaped(ledger: Ledger, leader: subprocess.Popen[bytes])
     """A recorded process that still runs is killed, and named."""
     ledger.write([recorded(leader.pid)])
     assert [process.name for process in ledger.reap()] == ["engine"]
-    assert leader.wait(1) == -signal.SIGKILL
+    assert leader.wait(30) == -signal.SIGKILL
     assert ledger.reap() == []
 
 

@@ -34,7 +34,7 @@ def start(running: Running, name: str, script: str) -> None:
 
 def tended(running: Running, deaths: int) -> UpError | None:
     """Look after the processes until so many died; return with what it gave up before that, None if it did not."""
-    until = time.monotonic() + 20
+    until = time.monotonic() + 60
     try:
         while running.exits.total() < deaths and time.monotonic() < until:
             running._tend(0.05)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from stoker import services
+import pytest
+
+from stoker import one_engine, services
 from stoker.settings import Settings, load
 
 
@@ -35,3 +37,22 @@ def test_the_engine_takes_its_own_queue(tmp_path: Path) -> None:
     assert command[command.index("-Q") + 1] == "engine.gpu-1"
     assert command[command.index("-n") + 1] == "engine.gpu-1@%h"
     assert command[command.index("-c") + 1] == "7"
+
+
+@pytest.mark.parametrize("url", ["sqlite:////srv/a.db", "sqlite://", "postgresql://a:b%40c@db/x", "sqlite:a"])
+def test_other_databases_are_told_as_they_are(url: str) -> None:
+    """A whole path, memory, a server and what is no URL at all stay as they were given."""
+    assert services._absolute(url) == url
+
+
+def test_files_are_those_of_this_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The processes run in folders of their own: each path is told whole, by `stoker up` and by `stoker engine`."""
+    monkeypatch.chdir(tmp_path)
+    given: dict[str, object] = {"fake_log": "log", "upstreams_file": "up.json", "database_url": "sqlite:///jobs.db"}
+    here = {"fake_log": tmp_path / "log", "upstreams_file": tmp_path / "up.json"}
+    whole = {**here, "database_url": f"sqlite:///{tmp_path}/jobs.db"}
+    assert services.whole_paths(load(**given)) == whole
+    assert services.whole_paths(load()) == {}
+    joined = one_engine._joined({**given, "redis_url": "redis://x", "data": "var"})
+    assert {name: getattr(joined, name) for name in whole} == whole
+    assert joined.data == tmp_path / "var"

@@ -40,7 +40,7 @@ def python(tmp_path: Path, script: str, name: str = "one") -> Service:
     return Service(name, (sys.executable, "-c", script), tmp_path, dict(os.environ))
 
 
-def tend_until(supervisor: Supervisor, reached: Callable[[], bool], seconds: float = 10) -> list[Exit]:
+def tend_until(supervisor: Supervisor, reached: Callable[[], bool], seconds: float = 60) -> list[Exit]:
     """Look after the processes until something is reached; return what ended meanwhile."""
     exits: list[Exit] = []
     until = time.monotonic() + seconds
@@ -51,16 +51,18 @@ def tend_until(supervisor: Supervisor, reached: Callable[[], bool], seconds: flo
 
 
 def test_what_dies_is_started_again_within_a_second(tmp_path: Path, supervisor: Supervisor) -> None:
-    """A killed process is noticed at once and runs again, its log going on."""
+    """A killed process wakes its supervisor, which starts it again after a fifth of a second, its log going on."""
     supervisor.start(python(tmp_path, "import os, time; print(os.getpid(), flush=True); time.sleep(60)"))
     first = supervisor.pid("one")
     assert first is not None
     tend_until(supervisor, lambda: str(first) in supervisor.said("one"))
     os.kill(first, signal.SIGKILL)
     killed = time.monotonic()
-    exits = tend_until(supervisor, lambda: supervisor.pid("one") not in {None, first})
-    assert time.monotonic() - killed < 1
-    assert [(gone.name, gone.how) for gone in exits] == [("one", "signal SIGKILL")]
+    exits: list[Exit] = []
+    while supervisor.pid("one") in {None, first}:
+        exits += supervisor.tend(600)
+    assert time.monotonic() - killed < 60, "nothing woke it"
+    assert [(gone.name, gone.how, gone.delay) for gone in exits] == [("one", "signal SIGKILL", 0.2)]
     tend_until(supervisor, lambda: str(supervisor.pid("one")) in supervisor.said("one"))
     assert str(first) not in supervisor.said("one")
     assert str(first) in (tmp_path / "one.log").read_text()
@@ -70,7 +72,7 @@ def test_a_process_that_cannot_live_is_started_ever_more_slowly(tmp_path: Path, 
     """The pause doubles with each quick death, and the status and the last words are told."""
     supervisor.start(python(tmp_path, "import sys; sys.exit('no luck')"))
     exits: list[Exit] = []
-    until = time.monotonic() + 20
+    until = time.monotonic() + 60
     while len(exits) < 4 and time.monotonic() < until:
         exits += supervisor.tend(0.1)
     assert [gone.delay for gone in exits] == [0.2, 0.4, 0.8, 1.6]
@@ -104,7 +106,7 @@ def test_who_does_not_stop_is_killed(tmp_path: Path, supervisor: Supervisor) -> 
     tend_until(supervisor, lambda: all("up" in supervisor.said(name) for name in supervisor.names()))
     began = time.monotonic()
     assert supervisor.stop(["stubborn", "obedient", "unknown"], 0.5) == ["stubborn"]
-    assert 0.5 <= time.monotonic() - began < 3
+    assert 0.5 <= time.monotonic() - began < 30
     assert all(look(pid) is None for pid in pids if pid is not None)
     assert supervisor.names() == []
 
@@ -117,8 +119,8 @@ def test_asking_again_cuts_the_grace_short(tmp_path: Path, supervisor: Superviso
     os.kill(os.getpid(), signal.SIGINT)
     assert signals.asked == 1
     began = time.monotonic()
-    assert supervisor.stop(["one"], 30) == ["one"]
-    assert time.monotonic() - began < 3
+    assert supervisor.stop(["one"], 600) == ["one"]
+    assert time.monotonic() - began < 30
 
 
 def test_every_process_is_written_down_with_who_is_in_its_session(tmp_path: Path, supervisor: Supervisor) -> None:
@@ -187,7 +189,7 @@ def test_nothing_starts_that_is_not_written_down(tmp_path: Path) -> None:
         [sys.executable, "-c", script, str(tmp_path)], cwd=root, capture_output=True, text=True, check=False
     )
     assert died.returncode == 9
-    until = time.monotonic() + 2
+    until = time.monotonic() + 30
     while look(int(died.stdout)) is not None and time.monotonic() < until:
         time.sleep(0.01)
     assert look(int(died.stdout)) is None
