@@ -26,7 +26,7 @@ from psycopg import sql
 S = TypeVar("S", bound="Server")
 
 NOBODY = "nobody"
-_PATIENCE = 30.0
+_PATIENCE = 90.0
 
 # Reads until this process is gone or takes it away, then ends the server and removes its folder.
 _GUARD = """
@@ -101,7 +101,7 @@ class Server:
             os.kill(self.pid, how)
             os.kill(self.pid, signal.SIGCONT)
         try:
-            self.process.wait(10)
+            self.process.wait(30)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()

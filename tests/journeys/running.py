@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -13,9 +12,11 @@ from pathlib import Path
 from queue import SimpleQueue
 
 from stoker.client import Client, Job
+from stoker.processes import Ledger
 from tasks.proc import running
+from tests.tasks.inprocess import until
 
-READY_WITHIN = 90.0
+READY_WITHIN = 180.0
 NAMES = ["redis", "engine", "web", "collector", "worker", "bulk", "beat"]
 STOKER = [sys.executable, "-m", "stoker.cli"]
 
@@ -55,16 +56,21 @@ class Up:
         return found
 
     def pids(self) -> dict[str, int]:
-        """Return what `stoker ps --json` lists."""
-        ran = subprocess.run(
-            [*STOKER, "ps", "--json", "--data", str(self.data)], capture_output=True, text=True, check=True
-        )
-        return {item["name"]: item["pid"] for item in json.loads(ran.stdout)}
+        """Return what `stoker ps` lists, without its start: on a busy machine that takes longer than many a job."""
+        listed = Ledger(self.data / "run/processes.json").read()
+        return {process.name: process.pid for process in listed if process.alive}
+
+    def kill(self, name: str, how: signal.Signals = signal.SIGKILL) -> int:
+        """Send a signal to the whole group of a process, once it runs; return its pid."""
+        until(lambda: name in self.pids(), 60)
+        pid = self.pids()[name]
+        os.killpg(pid, how)
+        return pid
 
     def end(self, how: signal.Signals = signal.SIGINT) -> int:
         """Send a signal and return the status with which it ended."""
         self.process.send_signal(how)
-        status = self.process.wait(60)
+        status = self.process.wait(120)
         self._listener.join(10)
         return status
 
@@ -80,6 +86,13 @@ def left_of(data: Path) -> list[int]:
     return sorted(process.pid for process in running() if _is_of(process.pid, data))
 
 
+def end_whatever_is_left(data: Path) -> None:
+    """Kill what still runs on a data folder."""
+    for pid in left_of(data):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
 def _is_of(pid: int, data: Path) -> bool:
     entry = Path("/proc", str(pid))
     with suppress(OSError):
@@ -91,6 +104,6 @@ def _is_of(pid: int, data: Path) -> bool:
 
 def finished(client: Client, **params: object) -> Job:
     """Hand in a job and return it when it has ended."""
-    job = client.wait(client.submit(**params).id, timeout=60)
+    job = client.wait(client.submit(**params).id, timeout=120)
     assert job.state == "succeeded", job
     return job

@@ -17,7 +17,7 @@ import pytest
 from stoker import AsyncClient, Bulk, Client
 from tests.journeys.running import STOKER, Up
 
-pytestmark = [pytest.mark.journey, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.journey, pytest.mark.timeout(600)]
 
 
 def written(path: Path, count: int, marks: dict[int, str] | None = None) -> Path:
@@ -40,7 +40,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 def stoker(url: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
     """Run a command to its end."""
     command = [*STOKER, *(str(one) for one in arguments), "--url", url]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=200)
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=400)
 
 
 def cut_off(url: str, how: signal.Signals, after: float, output: Path, *arguments: str | Path) -> int:
@@ -48,7 +48,7 @@ def cut_off(url: str, how: signal.Signals, after: float, output: Path, *argument
     command = [*STOKER, *(str(one) for one in arguments), "--url", url]
     size = output.stat().st_size if output.exists() else 0
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
-        until = time.monotonic() + 60
+        until = time.monotonic() + 120
         while process.poll() is None and time.monotonic() < until:
             if output.exists() and output.stat().st_size > size:
                 break
@@ -115,14 +115,14 @@ def test_a_run_outlasts_the_services_restart(data: Path, tmp_path: Path) -> None
     prompts, output = written(tmp_path / "p.jsonl", 600), tmp_path / "r.jsonl"
     command = [*STOKER, "bulk", "run", str(prompts), "-o", str(output), "--url", url]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
-        until = time.monotonic() + 60
+        until = time.monotonic() + 120
         while not output.exists():
-            assert time.monotonic() < until
+            assert time.monotonic() < until, "nothing was written"
             time.sleep(0.01)
         up.end(signal.SIGKILL)
         again = Up(data, "--engine", "fake", "--port", url.rpartition(":")[2], **slow)
         again.url()
-        told, _ = process.communicate(timeout=200)
+        told, _ = process.communicate(timeout=400)
     assert process.returncode == 0, told
     assert sorted(one["line"] for one in read(output)) == list(range(1, 601))
     assert again.end() == 0
@@ -134,11 +134,13 @@ def test_the_asynchronous_client(up: Up) -> None:
 
     async def journey() -> tuple[list[int], Bulk]:
         async with AsyncClient(url) as client:
-            bulk = await client.bulk(({"prompt": f"word {n}"} for n in range(1, 301)), max_tokens=5)
+            # So many words that the bulk has not ended before it is paused.
+            lines = ({"prompt": f"line {n}{' and on' * 10}"} for n in range(1, 301))
+            bulk = await client.bulk(lines, max_tokens=20)
             assert (await client.pause_bulk(bulk.id)).paused
             assert not (await client.resume_bulk(bulk.id)).paused
             found = [result.line async for result in client.iter_results(bulk.id)]
-            return found, await client.wait_bulk(bulk.id, timeout=30)
+            return found, await client.wait_bulk(bulk.id, timeout=120)
 
     found, bulk = asyncio.run(journey())
     assert sorted(found) == list(range(1, 301))

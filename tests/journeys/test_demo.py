@@ -12,7 +12,7 @@ import pytest
 from stoker import local
 from stoker.processes import Ledger
 
-pytestmark = [pytest.mark.journey, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.journey, pytest.mark.timeout(600)]
 
 
 def demo(data: Path) -> subprocess.CompletedProcess[str]:

@@ -17,7 +17,7 @@ from typing import Self
 import pytest
 import sqlalchemy as sa
 
-from models import batches, jobs, results
+from models import batches, engines, jobs, results
 from models.db import Database
 from stoker.client import Client
 from stoker.settings import load
@@ -25,9 +25,9 @@ from tests import servers
 from tests.journeys.running import Up, left_of, stands_still
 from tests.tasks.inprocess import states, until
 
-pytestmark = [pytest.mark.journey, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.journey, pytest.mark.timeout(600)]
 
-QUICK = {"STOKER_LEASE": "4", "STOKER_HEARTBEAT": "1", "STOKER_SWEEP_EVERY": "0.5"}
+QUICK = {"STOKER_LEASE": "8", "STOKER_HEARTBEAT": "1", "STOKER_SWEEP_EVERY": "0.5"}
 
 
 class Run:
@@ -48,17 +48,14 @@ class Run:
             self.accepted.append(self.client.submit(prompt=prompt, lane=lane).id)
 
     def kill(self, name: str, how: signal.Signals = signal.SIGKILL) -> int:
-        """Send a signal to the whole group of a process; return its pid."""
-        until(lambda: name in self.up.pids(), 60)
-        pid = self.up.pids()[name]
-        os.killpg(pid, how)
-        return pid
+        """Send a signal to the whole group of a process, once it runs; return its pid."""
+        return self.up.kill(name, how)
 
     def starts(self) -> Counter[str]:
         """Return how often the engine started each job, by its own log."""
         return Counter(line.split()[0] for line in self.log.read_text().splitlines())
 
-    def check(self, seconds: float = 120.0) -> Counter[str]:
+    def check(self, seconds: float = 240.0) -> Counter[str]:
         """Wait until every accepted job has ended; check that none was lost or doubled; return the end states."""
         final = {"succeeded", "failed", "cancelled", "expired"}
         until(lambda: set(states(self.database)) <= final, seconds)
@@ -73,6 +70,12 @@ class Run:
         """Return the states of all batches."""
         with self.database.reading() as tx:
             return set(tx.execute(sa.select(batches.table.c.state)).scalars())
+
+    def opened(self, before: int) -> bool:
+        """Tell whether another process than `before` is the engine, and open for work."""
+        with self.database.reading() as tx:
+            mine = engines.predecessor(tx, "engine")
+            return mine is not None and mine.pid != before and bool(engines.live(tx, 15.0))
 
     def count(self, state: str) -> int:
         """Return how many jobs are in a state."""
@@ -101,34 +104,39 @@ def words(count: int, mark: str = "") -> Sequence[str]:
     return [f"{mark} word{n}" for n in range(count)]
 
 
-def test_an_engine_killed_five_times(run: Run) -> None:
-    """`kill -9` of the engine's whole group in mid-batch, five times over 200 jobs: all end, none twice, soon again."""
+def test_an_engine_killed_five_times(data: Path) -> None:
+    """`kill -9` of the engine's whole group in mid-batch, five times over 200 jobs: all end, none twice.
+
+    Once the next one is open, work goes on soon: it waits for no lease.
+    """
     waits = []
-    # The first death halves what runs: were that one job, two more kills would make it a poison.
-    for running in (32, 1, 1, 1, 1):
-        run.submit(*words(40, "[[slow:2]]"))
-        until(lambda running=running: run.count("running") >= running, 60)  # type: ignore[misc]  # as below
-        done = run.count("succeeded")
-        run.kill("engine")
-        killed = time.monotonic()
-        until(lambda done=done: run.count("succeeded") > done, 60)  # type: ignore[misc]  # binds the loop's variable
-        waits.append(time.monotonic() - killed)
-    assert run.check() == {"succeeded": 200}
-    assert max(run.starts().values()) > 1, "nothing was interrupted: the kills proved nothing"
+    with Run(data, STOKER_LEASE="60") as run:
+        # Each death halves what runs: were that one job, two more kills would make it a poison.
+        for running, mark in ((32, "[[slow:6]]"), *[(2, "[[slow:2]]")] * 4):
+            run.submit(*words(40, mark))
+            until(lambda running=running: run.count("running") >= running, 120)  # type: ignore[misc]  # as below
+            done = run.count("succeeded")
+            dead = run.kill("engine")
+            until(lambda dead=dead: run.opened(dead), 120)  # type: ignore[misc]  # as below
+            opened = time.monotonic()
+            until(lambda done=done: run.count("succeeded") > done, 120)  # type: ignore[misc]  # the loop's variable
+            waits.append(time.monotonic() - opened)
+        assert run.check() == {"succeeded": 200}
+        assert max(run.starts().values()) > 1, "nothing was interrupted: the kills proved nothing"
     assert statistics.median(waits) < 20
 
 
 def test_a_frozen_engine_writes_nothing_when_it_wakes(run: Run) -> None:
     """An engine that is stopped for longer than its lease loses its batch, and wakes up to nothing of it."""
-    run.submit(*words(5, "[[slow:2]]"))
-    until(lambda: run.count("running") == 5)
+    run.submit(*words(5, "[[slow:6]]"))
+    until(lambda: run.count("running") == 5, 60)
     engine = run.up.pids()["engine"]
     with run.database.transaction():
         # Not frozen while it holds SQLite's only write lock: that would hold up everybody else. So this one is held
         # until the last thread stands still: one within a system call would still be given the lock.
         os.killpg(engine, signal.SIGSTOP)
         until(lambda: stands_still(engine))
-    until(lambda: run.count("queued") == 5, 30)
+    until(lambda: run.count("queued") == 5, 90)
     os.killpg(engine, signal.SIGCONT)
     assert run.check() == {"succeeded": 5}
     assert set(run.starts().values()) == {2}
@@ -139,14 +147,14 @@ def test_a_frozen_engine_writes_nothing_when_it_wakes(run: Run) -> None:
 def test_a_drained_engine_charges_nobody(data: Path) -> None:
     """SIGTERM: what cannot finish in time is returned, and runs again with the next engine process."""
     with Run(data, STOKER_DRAIN_TIMEOUT="0.5") as run:
-        run.submit("[[slow:0.1]] quick", "[[slow:4]] slow")
-        until(lambda: run.count("running") == 2)
+        run.submit("[[slow:0.1]] quick", "[[slow:6]] slow")
+        until(lambda: run.count("running") >= 1 and run.count("running") + run.count("succeeded") == 2, 60)
         run.kill("engine", signal.SIGTERM)
         assert run.check() == {"succeeded": 2}
         with run.database.reading() as tx:
             assert tx.execute(sa.select(sa.func.sum(jobs.table.c.lone_deaths))).scalar_one() == 0
         # A batch is finished in a transaction of its own, soon after its last result.
-        until(lambda: run.batches() == {"returned", "finished"})
+        until(lambda: run.batches() == {"returned", "finished"}, 60)
 
 
 def test_redis_forgets_dies_and_hangs(run: Run) -> None:
@@ -154,12 +162,16 @@ def test_redis_forgets_dies_and_hangs(run: Run) -> None:
     run.submit(*words(10, "[[slow:0.2]]"))
     run.kill("redis")
     run.submit(*words(10))
-    until(lambda: run.count("succeeded") == 20, 60)
+    until(lambda: run.count("succeeded") == 20, 90)
     redis = run.kill("redis", signal.SIGSTOP)
-    started = time.monotonic()
-    run.submit(*words(10))
-    assert time.monotonic() - started < 5
+    took = []
+    for word in words(10):
+        started = time.monotonic()
+        run.submit(word)
+        took.append(time.monotonic() - started)
     os.killpg(redis, signal.SIGCONT)
+    # The least that a POST would wait for a hung Redis are its connection's five seconds.
+    assert statistics.median(took) < 1, took
     assert run.check() == {"succeeded": 30}
 
 

@@ -17,10 +17,10 @@ from transformers import AutoTokenizer
 
 from stoker.demo_model import tiny
 from tests.journeys import running
-from tests.journeys.running import STOKER, Up, left_of
+from tests.journeys.running import STOKER, Up, end_whatever_is_left, left_of
 from tests.tasks.inprocess import until
 
-pytestmark = [pytest.mark.journey, pytest.mark.vllm, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.journey, pytest.mark.vllm, pytest.mark.timeout(1500)]
 
 HELLO: Any = [{"role": "user", "content": "hello there"}]
 CITY = {
@@ -59,20 +59,24 @@ def service(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         *("--engine", "vllm", "--model", str(folder), "--model-name", "tiny"),
         STOKER_MAX_MODEL_LEN="512",
         STOKER_ENGINE_ARGS=FLAGS,
+        STOKER_WAIT_FOR="300",
         VLLM_CPU_KVCACHE_SPACE="1",
     )
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(running, "READY_WITHIN", 600.0)
-        up.address = up.url()
-    yield up
-    assert up.end() == 0
-    assert left_of(data) == []
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(running, "READY_WITHIN", 600.0)
+            up.address = up.url()
+        yield up
+        assert up.end() == 0
+        assert left_of(data) == []
+    finally:
+        end_whatever_is_left(data)
 
 
 @pytest.fixture
 def client(service: Up) -> Iterator[openai.OpenAI]:
     """Return the stock client."""
-    with openai.OpenAI(base_url=f"{service.address}/v1", api_key="none", max_retries=0, timeout=120) as made:
+    with openai.OpenAI(base_url=f"{service.address}/v1", api_key="none", max_retries=0, timeout=300) as made:
         yield made
 
 
@@ -128,7 +132,7 @@ def test_responses_at_once_streamed_and_in_the_background(client: openai.OpenAI)
     assert events[-1].type in {"response.completed", "response.incomplete"}
     later = client.responses.create(**asked, background=True)
     assert later.status == "queued"
-    until(lambda: client.responses.retrieve(later.id).status in {"completed", "incomplete"}, 60)
+    until(lambda: client.responses.retrieve(later.id).status in {"completed", "incomplete"}, 120)
     assert client.responses.retrieve(later.id).output_text == whole.output_text
 
 
@@ -144,7 +148,7 @@ def test_embeddings_from_an_engine_beside_it(service: Up, client: openai.OpenAI,
         [*command, "--data", str(service.data)], env=environ, stdout=subprocess.DEVNULL, start_new_session=True
     )
     try:
-        until(lambda: "tiny-embed" in {model.id for model in client.models.list()}, 180)
+        until(lambda: "tiny-embed" in {model.id for model in client.models.list()}, 600)
         found = client.embeddings.create(model="tiny-embed", input=["hello", "world"])
         assert [len(one.embedding) for one in found.data] == [64, 64]
         assert client.chat.completions.create(model="tiny", messages=HELLO, max_tokens=2).choices
@@ -152,7 +156,7 @@ def test_embeddings_from_an_engine_beside_it(service: Up, client: openai.OpenAI,
             client.chat.completions.create(model="tiny-embed", messages=HELLO)
     finally:
         engine.send_signal(signal.SIGINT)
-        assert engine.wait(90) == 0
+        assert engine.wait(180) == 0
 
 
 def test_vllms_own_serving_benchmark(service: Up, folder: Path, tmp_path: Path) -> None:
@@ -168,7 +172,7 @@ def test_vllms_own_serving_benchmark(service: Up, folder: Path, tmp_path: Path) 
         capture_output=True,
         text=True,
         check=False,
-        timeout=240,
+        timeout=600,
     )
     assert ran.returncode == 0, ran.stdout[-2000:] + ran.stderr[-2000:]
     result = json.loads((tmp_path / "result.json").read_text())

@@ -40,7 +40,7 @@ def asked(text: str, tokens: int = 8) -> dict[str, Any]:
 
 def test_real_llamacpp_servers(data: Path, two: list[LlamaCpp]) -> None:
     """Started after stoker they are found when their model is loaded; what llama.cpp can do comes through; one dies."""
-    settings = {"STOKER_UPSTREAM_CHECK_EVERY": "1", "STOKER_UPSTREAM_MAX_CONNECTIONS": "2"}
+    settings = {"STOKER_UPSTREAM_CHECK_EVERY": "1", "STOKER_UPSTREAM_MAX_CONNECTIONS": "2", "STOKER_WAIT_FOR": "300"}
     up = Up(data, "--engine", "upstream", STOKER_UPSTREAMS=",".join(server.url for server in two), **settings)
     with openai.OpenAI(base_url=f"{up.url()}/v1", api_key="none", max_retries=0, timeout=300) as client:
         for server in two:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -14,18 +12,11 @@ from stoker.client import Client
 from tests.journeys.running import Up, finished
 from tests.receivers import receiver
 from tests.spans import Seen, arrived
+from tests.tasks.inprocess import until
 
-pytestmark = [pytest.mark.journey, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.journey, pytest.mark.timeout(600)]
 
 TRACE, SPAN = "ab" * 16, "cd" * 8
-
-
-def until(true: Callable[[], bool], seconds: float = 20.0) -> None:
-    """Wait until something is true."""
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, "it did not become true in time"
-        time.sleep(0.1)
 
 
 def test_a_trace_follows_a_job_through_all_processes(data: Path) -> None:
@@ -42,12 +33,13 @@ def test_a_trace_follows_a_job_through_all_processes(data: Path) -> None:
             f"{url}/v1/jobs",
             json={"prompt": "c4n4ry", "webhook_url": f"{hooks.url}/hook/s3cret"},
             headers={"traceparent": f"00-{TRACE}-{SPAN}-01"},
+            timeout=60,
         )
         posted.raise_for_status()
-        until(lambda: len(arrived(collector)) >= 5)
+        until(lambda: len(arrived(collector)) >= 5, 60)
         streamed = {"model": "fake", "messages": [{"role": "user", "content": "a"}], "stream": True}
-        httpx.post(f"{url}/v1/chat/completions", json=streamed).raise_for_status()
-        until(lambda: len(arrived(collector)) >= 9)
+        httpx.post(f"{url}/v1/chat/completions", json=streamed, timeout=60).raise_for_status()
+        until(lambda: len(arrived(collector)) >= 9, 60)
         assert up.end() == 0
         spans, raw = arrived(collector), b"".join(request.body for request in collector.received)
         (hook,) = hooks.received
@@ -84,35 +76,42 @@ def _of(spans: list[Seen], trace: str) -> dict[str, Seen]:
 
 def test_the_page_has_what_every_process_counts(data: Path) -> None:
     """Web server, collector, engine and worker, though only the first is asked; an engine that is idle is not busy."""
+    kind = 'lane="standard",model="fake"'
+    settled, running = f'stoker_jobs_settled_total{{{kind},state="succeeded"}}', f"stoker_jobs_open{{{kind},state="
+    busy, share = (f'stoker_engine_{what}_seconds_total{{engine="engine"}}' for what in ("busy", "open"))
     with receiver() as hooks:
         up = Up(data, STOKER_WEBHOOK_ALLOW_CIDRS="127.0.0.0/8")
         url = up.url()
         with closing(Client(url)) as client:
             finished(client, prompt="one two", webhook_url=f"{hooks.url}/hook")
-            slow = client.submit(prompt="[[slow:4]]")
-            until(lambda: client.get(slow.id).state == "running")
-            time.sleep(2.5)
-            during = _page(url)
-            client.wait(slow.id, timeout=60)
-        until(lambda: bool(hooks.received) and _page(url).get('stoker_deliveries_total{outcome="delivered"}') == 1)
-        page = _page(url)
+            slow = client.submit(prompt="[[slow:8]]")
+            during = _page_with(url, {f'{running}"running"}}': 1, busy: 1})
+            client.wait(slow.id, timeout=120)
+        page = _page_with(url, {'stoker_deliveries_total{outcome="delivered"}': 1, settled: 2, busy: 8})
+        assert len(hooks.received) == 1
         assert up.end() == 0
-    kind = 'lane="standard",model="fake"'
-    assert page[f'stoker_jobs_settled_total{{{kind},state="succeeded"}}'] == 2
+    assert page[settled] == 2
     assert page[f"stoker_job_latency_seconds_count{{{kind}}}"] == 2
     assert page[f"stoker_batch_size_jobs_count{{{kind}}}"] == 2
     assert page['stoker_http_requests_total{method="POST",route="/v1/jobs",status="202"}'] == 2
     assert page['stoker_engine_slots{engine="engine"}'] > 0
-    busy, share = (
-        'stoker_engine_busy_seconds_total{engine="engine"}',
-        'stoker_engine_open_seconds_total{engine="engine"}',
-    )
-    assert 1 < during[busy] < page[busy] < page[share]
-    assert page[busy] >= 4
-    assert during['stoker_jobs_open{lane="standard",model="fake",state="running"}'] == 1
+    assert during[f'{running}"running"}}'] == 1
+    assert during[busy] < page[busy] < page[share]
+
+
+def _page_with(url: str, least: dict[str, float]) -> dict[str, float]:
+    """Return the page as soon as these figures are at least so high."""
+    pages: list[dict[str, float]] = []
+
+    def look() -> bool:
+        pages.append(_page(url))
+        return all(pages[-1].get(name, 0) >= value for name, value in least.items())
+
+    until(look, 60)
+    return pages[-1]
 
 
 def _page(url: str) -> dict[str, float]:
-    lines = httpx.get(f"{url}/metrics").raise_for_status().text.splitlines()
+    lines = httpx.get(f"{url}/metrics", timeout=60).raise_for_status().text.splitlines()
     pairs = (line.rpartition(" ") for line in lines if not line.startswith("#"))
     return {name: float(value) for name, _, value in pairs}

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from tests.journeys import running
-from tests.journeys.openai_clients import by_node, by_python, check, install_node, write_input
+from tests.journeys.openai_clients import UNHURRIED, by_node, by_python, check, install_node, write_input
 from tests.journeys.running import Up, left_of
 
-pytestmark = [pytest.mark.journey, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.journey, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")
@@ -22,14 +22,14 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_whole_cycle(data: Path, tmp_path: Path, installed: Path) -> None:
     """Upload, create, poll, download both files, cancel, list page by page, delete."""
     path = write_input(tmp_path, "fake")
-    up = Up(data)
+    up = Up(data, **UNHURRIED)
     check(by_node(installed, up.url(), "fake", path), path)
     assert up.end() == 0
     assert left_of(data) == []
 
 
 @pytest.mark.vllm
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_both_packages_and_real_vllm(
     data: Path, tmp_path: Path, installed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import time
 from contextlib import closing
 from pathlib import Path
 
@@ -14,15 +13,18 @@ import pytest
 
 from stoker.client import Client
 from tests.journeys.running import NAMES, STOKER, Up, finished, left_of
+from tests.tasks.inprocess import until
 
-pytestmark = [pytest.mark.journey, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.journey, pytest.mark.timeout(600)]
 
 
 def test_it_serves_stops_and_goes_on(data: Path) -> None:
     """Ready, a job gets its answer, a second `up` is refused, Ctrl-C leaves nothing, a new start knows the old job."""
     up = Up(data)
     url = up.url()
-    assert sorted(up.pids()) == sorted(NAMES)
+    listed = json.loads(subprocess.check_output([*STOKER, "ps", "--json", "--data", str(data)]))
+    assert sorted(process["name"] for process in listed) == sorted(NAMES)
+    assert {process["name"]: process["pid"] for process in listed} == up.pids()
     ran = subprocess.run(
         [*STOKER, "submit", "hello there", "--wait", "--json", "--url", url], capture_output=True, text=True, check=True
     )
@@ -30,7 +32,7 @@ def test_it_serves_stops_and_goes_on(data: Path) -> None:
     assert job["result"]["choices"][0]["message"]["content"] == "echo: hello there"
 
     second = Up(data)
-    assert second.process.wait(30) == 1
+    assert second.process.wait(120) == 1
     second._listener.join(10)
     assert second.lines == [f"stoker: another `stoker up` uses {data}: stop it, or choose another folder with --data"]
 
@@ -56,10 +58,8 @@ def test_whatever_is_killed_comes_back(data: Path) -> None:
             os.kill(before[name], signal.SIGKILL)
             job = finished(client, prompt=f"after {name}")
             assert job.text == f"echo: after {name}"
-            until = time.monotonic() + 20
-            while (after := up.pids()).get(name) in {None, before[name]}:
-                assert time.monotonic() < until, "\n".join(up.lines)
-            assert {one: pid for one, pid in after.items() if one != name} == {
+            until(lambda before=before, name=name: up.pids().get(name) not in {None, before[name]}, 60)  # type: ignore[misc]  # binds the loop's variables
+            assert {one: pid for one, pid in up.pids().items() if one != name} == {
                 one: pid for one, pid in before.items() if one != name
             }
     assert [line for line in up.lines if "died" in line and "SIGKILL" not in line] == []
@@ -78,7 +78,7 @@ def test_a_killed_up_is_cleaned_up_by_the_next(data: Path) -> None:
     assert set(old.values()) <= set(left_of(data))
     again = Up(data)
     with closing(Client(again.url())) as client:
-        assert client.wait(waiting.id, timeout=60).state == "succeeded"
+        assert client.wait(waiting.id, timeout=120).state == "succeeded"
     assert not set(old.values()) & set(left_of(data))
     assert "ended what an earlier run left" in again.lines[0]
     assert again.end() == 0
@@ -103,7 +103,7 @@ def test_nobody_reads_what_it_says(data: Path) -> None:
         with closing(Client(url)) as client:
             assert finished(client, prompt="unseen").text == "echo: unseen"
         process.send_signal(signal.SIGINT)
-        assert process.wait(60) == 0
+        assert process.wait(120) == 0
     assert left_of(data) == []
 
 

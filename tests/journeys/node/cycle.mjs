@@ -57,8 +57,8 @@ const file = await upload();
 const processed = await client.files.waitForProcessing(file.id);
 const [batch, statuses] = await end(await create(file.id, { client: "node" }));
 const second = await create((await upload()).id, { client: "node", number: "2" });
-const third = await create((await upload()).id);
 const asked = await client.batches.cancel(second.id);
+const third = await create((await upload()).id);
 const [cancelled] = await end(asked);
 await end(third);
 
