@@ -32,7 +32,6 @@ class Errand:
     visits: dict[str, int] = field(default_factory=dict)
     faults: dict[str, Upstream] = field(default_factory=dict)
     told: list[Verdict] = field(default_factory=list)
-    last: str = ""
 
     @classmethod
     def of(cls, request: Request, read: dict[str, Any], number: int) -> Errand:
@@ -45,7 +44,6 @@ class Errand:
         """Remember an answer that was no outcome."""
         self.visits[upstream.url] = self.visits.get(upstream.url, 0) + 1
         self.told.append(verdict)
-        self.last = upstream.url
         if verdict.fate is Fate.SICK:
             self.faults[upstream.url] = upstream
 
@@ -85,7 +83,8 @@ class Errand:
         asked = [verdict.retry_after for verdict in self.told if verdict.retry_after is not None]
         if pause is not None:
             asked.append(pause)
-        why = f"{self.last}: {self.told[-1].why}" if self.told else f"no upstream serves {self.model} now"
+        # Without its address, which is the operator's business: the reason may reach whoever submitted the job.
+        why = f"the last upstream: {self.told[-1].why}" if self.told else f"no upstream serves {self.model} now"
         return Deferred(self.request.id, why, min(asked) if asked else None)
 
 
