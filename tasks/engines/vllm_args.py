@@ -54,6 +54,8 @@ def command_line(settings: Settings, model_path: str, *, cpu: bool, dtype: str) 
         args += ["--max-model-len", str(settings.max_model_len)]
     # The gate orders who goes in; inside, lanes decide whose prompt is read first and who gives way for memory.
     args += ["--scheduling-policy", "priority"]
+    # What of a prompt the prefix cache had: OpenAI's usage tells it, and so do our metrics.
+    args += ["--enable-prompt-tokens-details"]
     if cpu:
         # Compiling takes minutes on a CPU and gains little.
         args += ["--enforce-eager"]

@@ -60,6 +60,16 @@ def test_it_knows_the_capital_of_france(demo: Subject) -> None:
     assert "Paris" in text(demo, "What is the capital of France?", max_tokens=16)
 
 
+def test_it_tells_what_the_prefix_cache_had(demo: Subject) -> None:
+    """A long prompt that comes again is read from vLLM's cache, and the usage says how much of it."""
+    question = "Rule: be kind. " * 60 + "What is the capital of Italy?"
+    first, again = (demo.ask(demo.chat("job", question, temperature=0, max_tokens=4))[0] for _ in range(2))
+    assert isinstance(first, Completion)
+    assert isinstance(again, Completion)
+    assert first.usage.cached_tokens == 0
+    assert 0 < again.usage.cached_tokens < again.usage.prompt_tokens
+
+
 def answers(subject: Subject, request: Request) -> list[Any]:
     """Ask without a stream and with one."""
     made = []

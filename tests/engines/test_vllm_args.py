@@ -27,6 +27,7 @@ def test_flags_of_a_gpu() -> None:
         *("--served-model-name", "llama"),
         *("--tensor-parallel-size", "1"),
         *("--scheduling-policy", "priority"),
+        "--enable-prompt-tokens-details",
     ]
 
 
