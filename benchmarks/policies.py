@@ -2,7 +2,7 @@
 
 All jobs of a workload, of four owners, are put into the queue of a running service in one transaction; from its COMMIT
 until 95 % have a result. The workloads: answers of 32 tokens (uniform), of 4 to 128 (varied), of 16 behind one of
-eight long system messages (shared), and the last two mixed. Each service runs one policy in one mode; what it does
+several long system messages (shared), and the last two mixed. Each service runs one policy in one mode; what it does
 first is not counted: `adaptive` learns from it. The fake engine slows down with each request inside; `--real` runs
 vLLM, which alone has a prefix cache. Compared are ratios within one round. Padding is what a batch would waste if each
 of its rows were as long as its longest.
@@ -31,22 +31,29 @@ POLICIES = get_args(Policy)
 MODES = {"static": {"batches_in_flight": 1}, "continuous": {}}
 MOST = 0.95
 """The part of the jobs whose end is waited for in what is counted."""
-HEAD = ["workload", "policy", "jobs/s", "tokens/s", "mean batch", "padding", "p50 s", "p95 s", "jobs/s ratio"]
+HEAD = ["workload", "policy", "jobs/s", "tokens/s", "mean batch", "padding", "cached"]
+HEAD += ["p50 s", "p95 s", "jobs/s ratio"]
 _BATCHES = """
 SELECT count(*) AS size, sum(prompt_tokens + completion_tokens) AS actual, sum(completion_tokens) AS answers,
-       count(*) * max(prompt_tokens + completion_tokens) AS padded
+       count(*) * max(prompt_tokens + completion_tokens) AS padded,
+       coalesce(sum((results.body::json #>> '{usage,prompt_tokens_details,cached_tokens}')::int), 0) AS cached,
+       sum(prompt_tokens) AS prompts
 FROM jobs JOIN results ON results.job_id = jobs.id WHERE jobs.id >= :first GROUP BY jobs.batch_id
 """
 
 
 @dataclass(frozen=True)
 class Run:
-    """What one drained workload cost: latencies in seconds, `padding` as a share of the tokens."""
+    """What one drained workload cost: latencies in seconds, `padding` as a share of the tokens.
+
+    `cached` is the share of the prompts' tokens that the engine had in its prefix cache.
+    """
 
     jobs_rate: float
     tokens_rate: float
     batch: float
     padding: float
+    cached: float
     p50: float
     p95: float
 
@@ -67,8 +74,8 @@ def main(argv: Sequence[str]) -> None:
             with service.running(_settings(options, mode, policy)) as up:
                 report.machine["postgresql"] = up.value("SHOW server_version")
                 for name in options.workloads:
-                    _drained(up, name, options.warm, 10_000 + round_seeds[name])
-                    run = _drained(up, name, options.jobs, round_seeds[name])
+                    _drained(up, options, name, options.warm, 10_000 + round_seeds[name])
+                    run = _drained(up, options, name, options.jobs, round_seeds[name])
                     runs.setdefault((mode, name, policy), []).append(run)
                     told = f"{run.jobs_rate:.1f} jobs/s, batches of {run.batch:.1f}"
                     report.say(f"{mode}, {policy}, {name}: {told}")
@@ -83,9 +90,9 @@ def _settings(options: argparse.Namespace, mode: str, policy: str) -> Mapping[st
     return engine | lane | MODES[mode] | {"log_level": "warning"}
 
 
-def _drained(up: Service, name: str, count: int, seed: int) -> Run:
+def _drained(up: Service, options: argparse.Namespace, name: str, count: int, seed: int) -> Run:
     """Queue a workload in one transaction, wait until all of it has ended, and look at what became of it."""
-    made = workloads.chats(name, count, seed, up.model)
+    made = workloads.chats(name, count, seed, up.model, options.beginnings)
     with up.database.transaction() as tx:
         first = min([jobs.submit(tx, one).id for one in made])
     started = time.time()
@@ -101,7 +108,7 @@ def _looked_at(up: Service, first: str, count: int, started: float) -> Run:
         raise BenchmarkError(f"{len(took)} of {count} jobs succeeded")
     seconds = [row[0] - started for row in took]
     batches = up.rows(_BATCHES, first=first)
-    actual, answers, padded = (float(sum(row[at] for row in batches)) for at in (1, 2, 3))
+    actual, answers, padded, cached, prompts = (float(sum(row[at] for row in batches)) for at in range(1, 6))
     # To all but the last: they are too few for a batch, and wait for company that does not come.
     most = percentile(seconds, MOST)
     return Run(
@@ -109,6 +116,7 @@ def _looked_at(up: Service, first: str, count: int, started: float) -> Run:
         tokens_rate=MOST * answers / most,
         batch=count / len(batches),
         padding=1 - actual / padded,
+        cached=cached / prompts,
         p50=percentile(seconds, 0.5),
         p95=percentile(seconds, 0.95),
     )
@@ -159,6 +167,7 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
     wanted.add_argument("--jobs", type=int, default=400, help="jobs of each workload")
     wanted.add_argument("--warm", type=int, default=200, help="jobs before each, which are not counted")
     wanted.add_argument("--repeats", type=int, default=3, help="rounds")
+    wanted.add_argument("--beginnings", type=int, default=workloads.SHARED, help="different ones, of `shared`")
     wanted.add_argument("--batch", type=int, default=16, help="largest batch of the lane, in jobs")
     wanted.add_argument("--tokens", type=int, default=16_384, help="most tokens of a batch")
     wanted.add_argument("--slots", type=int, default=64, help="requests that the fake engine has inside at once")
