@@ -30,7 +30,7 @@ def _request(job: ClaimedJob, flight: Flight, settings: Settings, tokens: Tokens
     if is_streamed(job.body):
         flight.streams[job.id] = stream = tokens.open(job.id, job.attempts, flight.holds)
         emit = stream.emit
-    return Request(job.id, job.endpoint, job.body, flight.batch.lane, timeout, flight.batch.model, emit)
+    return Request(job.id, job.endpoint, job.body, flight.batch.lane, timeout, flight.batch.model, emit, job.trace)
 
 
 def is_streamed(body: str) -> bool:

@@ -35,6 +35,8 @@ class Request:
     that stands behind `data: ` (no `[DONE]`), in order, from any thread; it never blocks and never raises. The outcome
     is the same as without a stream: a `Completion` with the whole answer. After the first event a request is never
     silently begun anew: what cannot go on is `Deferred`.
+
+    `trace` is the `traceparent` of the client's request, where it is traced: for engines that are servers themselves.
     """
 
     id: str
@@ -44,6 +46,7 @@ class Request:
     timeout: float
     model: str = ""
     emit: Callable[[str], None] | None = field(default=None, repr=False)
+    trace: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -72,7 +72,7 @@ Make = Callable[..., Pool]
 
 def chat(name: str = "job", text: str = "hello there", **rest: Any) -> Request:
     """Make a chat request."""
-    own = {key: rest.pop(key) for key in ("lane", "timeout", "emit", "endpoint") if key in rest}
+    own = {key: rest.pop(key) for key in ("lane", "timeout", "emit", "endpoint", "trace") if key in rest}
     body = {"model": "tiny", "messages": [{"role": "user", "content": text}], **rest}
     return replace(Request(name, CHAT, json.dumps(body), "standard", 30.0), **own)
 
@@ -294,6 +294,15 @@ def test_bodies_go_out_unaltered(make: Make) -> None:
     assert pool.servers[0].bodies == [body.encode()]
     assert isinstance(outcome, Completion)
     assert outcome.body == answer.decode()
+
+
+def test_a_trace_goes_on_at_the_upstream(make: Make) -> None:
+    """What the server traces itself belongs to the trace of the client's request; without one nothing is said."""
+    pool = make()
+    trace = f"00-{'ab' * 16}-{'cd' * 8}-01"
+    for request in (chat("plain"), chat("traced", trace=trace)):
+        assert isinstance(pool.one(request), Completion)
+    assert [headers.get("traceparent") for headers in pool.servers[0].headers] == [None, trace]
 
 
 def test_a_job_is_not_put_in_the_background(make: Make) -> None:

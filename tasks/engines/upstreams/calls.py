@@ -94,7 +94,7 @@ class Caller:
             async with self._session.post(
                 URL(place.url + call.request.endpoint, encoded=True),
                 data=call.body,
-                headers=_headers(place.key, stream=call.request.emit is not None),
+                headers=_headers(place.key, call.request),
                 allow_redirects=False,
             ) as got:
                 call.sign()
@@ -182,8 +182,11 @@ def _broken(call: Call, fate: Fate, why: str) -> Verdict:
     return Verdict(Fate.HALF if call.emitted else fate, why)
 
 
-def _headers(key: str, *, stream: bool = False) -> dict[str, str]:
-    headers = {"accept": "text/event-stream" if stream else "application/json"}
+def _headers(key: str, request: Request | None = None) -> dict[str, str]:
+    streamed = request is not None and request.emit is not None
+    headers = {"accept": "text/event-stream" if streamed else "application/json"}
+    if request is not None and request.trace:
+        headers["traceparent"] = request.trace
     return headers | ({"authorization": f"Bearer {key}"} if key else {})
 
 
