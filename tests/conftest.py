@@ -36,6 +36,8 @@ def pytest_configure(config: pytest.Config) -> None:
         del os.environ[name]
     # A shell starts what runs in the background with Ctrl-C ignored, and every process would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    # So does nohup with a hang-up.
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
