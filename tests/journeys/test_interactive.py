@@ -16,6 +16,7 @@ import httpx
 import openai
 import pytest
 
+from stoker.client import Client
 from tests.journeys.running import Up, left_of
 from tests.tasks.inprocess import until
 
@@ -314,6 +315,20 @@ def _read_some(service: Service, job_id: str, last: str, texts: list[str]) -> tu
             if taken == 15:
                 return False, last
     return False, last
+
+
+def test_who_follows_outlives_the_web_server(service: Service) -> None:
+    """The web server is killed in mid-stream: our client goes on with the next one, each word once, to the end."""
+    texts = []
+    with Client(service.url) as client:
+        job = client.submit(prompt=words(200), stream=True, lane="realtime")
+        for event in client.events(job.id):
+            if len(texts) == 5:
+                service.up.kill("web")
+            if event.text:
+                texts.append(event.text)
+        assert (event.kind, event.job.state, event.job.attempts) == ("end", "succeeded", 1)
+    assert "".join(texts) == f"echo: {words(200)}" == event.job.text
 
 
 def test_the_web_server_is_stopped(service: Service) -> None:
