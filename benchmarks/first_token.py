@@ -14,6 +14,7 @@ from contextlib import contextmanager
 
 from benchmarks import service, streaming
 from benchmarks.report import Report, parser, percentile
+from benchmarks.service import BenchmarkError
 from benchmarks.streaming import Timing
 from tests import servers
 
@@ -55,13 +56,17 @@ def vllm_alone(settings: dict[str, object]) -> Iterator[str]:
     """Run vLLM's own server with the flags that stoker gives its engine; yields its address."""
     port = servers.free_port()
     flags = ["--model", str(settings["model"]), "--served-model-name", str(settings["model_name"])]
-    flags += ["--host", "127.0.0.1", "--port", str(port), "--disable-log-requests"]
+    flags += ["--host", "127.0.0.1", "--port", str(port)]
     flags += str(settings["engine_args"]).split()
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *flags]
-    with service.child(command, service.environment(settings)) as (_, said):
-        service.wait_until(
-            lambda: any("Application startup complete" in line for line in said), service.PATIENCE, "vLLM's server"
-        )
+    with service.child(command, service.environment(settings)) as (process, said):
+
+        def up() -> bool:
+            if process.poll() is not None:
+                raise BenchmarkError("vLLM's server did not start: " + " ".join(said[-5:]))
+            return any("Application startup complete" in line for line in said)
+
+        service.wait_until(up, service.PATIENCE, "vLLM's server")
         yield f"http://127.0.0.1:{port}"
 
 
