@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from hashlib import blake2b
+from typing import Any
+
+import msgspec
 
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
@@ -29,6 +32,21 @@ def estimate(characters: int, answer_tokens: int | None) -> int:
     """Return the tokens that a job counts for in a batch: its text's, at four characters each, and its answer's."""
     wanted = DEFAULT_ANSWER_TOKENS if answer_tokens is None else answer_tokens
     return max(1, characters // 4 + wanted)
+
+
+class _Asked(msgspec.Struct):
+    stream: Any = None
+
+
+def is_streamed(body: str) -> bool:
+    """Tell whether a request asks for its tokens as they come."""
+    # Most do not have the word in them: nothing is decoded for those.
+    if '"stream"' not in body:
+        return False
+    try:
+        return msgspec.json.decode(body, type=_Asked).stream is True
+    except msgspec.DecodeError:
+        return False
 
 
 def prefix(endpoint: str, content: bytes | memoryview) -> int:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import random
-from typing import Any
 
-import msgspec
-
+from models import calls
 from models.batches import ClaimedJob
 from models.ends import Settled
 from models.results import NewResult
@@ -27,25 +25,10 @@ def _request(job: ClaimedJob, flight: Flight, settings: Settings, tokens: Tokens
     most = settings.request_timeout
     timeout = most if job.left is None else min(most, job.left + 10.0)
     emit = None
-    if is_streamed(job.body):
+    if calls.is_streamed(job.body):
         flight.streams[job.id] = stream = tokens.open(job.id, job.attempts, flight.holds)
         emit = stream.emit
     return Request(job.id, job.endpoint, job.body, flight.batch.lane, timeout, flight.batch.model, emit, job.trace)
-
-
-def is_streamed(body: str) -> bool:
-    """Tell whether a request asks for its tokens as they come."""
-    # Most do not have the word in them: nothing is decoded for those.
-    if '"stream"' not in body:
-        return False
-    try:
-        return msgspec.json.decode(body, type=_Asked).stream is True
-    except msgspec.DecodeError:
-        return False
-
-
-class _Asked(msgspec.Struct):
-    stream: Any = None
 
 
 def is_final(outcome: Outcome) -> bool:

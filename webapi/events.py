@@ -18,7 +18,7 @@ from flask import Response, g, request
 from flask_openapi.blueprint import APIBlueprint
 from flask_openapi.models.tag import Tag
 
-from models import views
+from models import calls, views
 from models.db import is_id
 from models.errors import DatabaseUnavailable, NotFound
 from models.states import JOB
@@ -180,13 +180,9 @@ class Followed:
     def _is_streamed(self) -> bool:
         try:
             with self._context.waiters.turn(), self._context.database.reading() as tx:
-                return msgspec.json.decode(views.body(tx, self._job_id), type=_Asked).stream is True
+                return calls.is_streamed(views.body(tx, self._job_id))
         except DatabaseUnavailable:
             return False
-
-
-class _Asked(msgspec.Struct):
-    stream: Any = None
 
 
 def _event(step: Step) -> bytes:
