@@ -1,13 +1,15 @@
 """Sweeps: when the sweeper last ran, and whether leases may be taken away now.
 
 After a pause of the database, a suspended machine or a jump of its clock every lease looks expired at once. So a gap
-between sweeps that is too long, or negative, starts a grace of one lease in which none expires.
+between sweeps that is too long, or negative, starts a grace of one lease in which none expires. A negative one is a
+clock that was set back, by about as much: what is due ahead is put back as well.
 """
 
 from __future__ import annotations
 
 import sqlalchemy as sa
 
+from models import clock_steps
 from models.db import metadata, now, upsert
 
 table = sa.Table(
@@ -19,6 +21,8 @@ table = sa.Table(
 )
 
 MOST_GAP = 10.0
+LEAST_STEP = 1.0
+"""Seconds by which a clock must have gone back to be a step: less is the noise of a clock that is being kept right."""
 
 
 def begin(tx: sa.Connection, lease: float) -> bool | None:
@@ -30,7 +34,10 @@ def begin(tx: sa.Connection, lease: float) -> bool | None:
         row = tx.execute(chosen).one_or_none()
     if row is None:
         return None
-    jumped = not 0.0 <= row.clock - row.last_at <= MOST_GAP
+    since = row.clock - row.last_at
+    jumped = not 0.0 <= since <= MOST_GAP
+    if since < -LEAST_STEP:
+        clock_steps.put_back(tx, -since)
     grace = row.clock + lease if jumped else min(row.grace_until, row.clock + lease)
     tx.execute(sa.update(table).values(last_at=row.clock, grace_until=grace))
     return bool(grace <= row.clock)

@@ -38,6 +38,10 @@ class Rules(Protocol):
     def share(self) -> float: ...  # noqa: D102
 
 
+CLOCK_STEP = 1.0
+"""Seconds by which a job may seem to come from ahead of now because several clocks tell its time."""
+
+
 @dataclass(frozen=True, slots=True)
 class Load:
     """An engine and what it is doing: `running` counts the open jobs of its running batches, `realtime` its lane's."""
@@ -162,7 +166,8 @@ def plan(  # a decision has these facts
         # A backlog is always old: what limits slivers for a busy engine is the time since the last cut.
         since = max(oldest, cut_at) if more else oldest
         left = since + (rules.wait if space.idle else rules.wait_busy) - now
-        if left > 0:
+        # From ahead of now comes what was queued before the clock was set back: it has waited long enough.
+        if left > 0 and since - now < CLOCK_STEP:
             return Wait(left)
         reason = "waited"
     return Batch([job.id for job in taken], last_owner, tokens, reason)

@@ -151,6 +151,12 @@ def test_an_underfilled_batch_waits_for_company(lane: str, wait: float) -> None:
     assert (old.reason, len(old.ids)) == ("waited", 2)
 
 
+def test_a_clock_that_was_set_back_makes_nobody_wait() -> None:
+    """A job from an hour ahead was queued before the clock was set back: it is cut, not waited with for an hour."""
+    assert isinstance(plan(queued(-3600.0), Room(8, idle=True), "bulk"), Batch)
+    assert isinstance(plan(queued(5.0), Room(8, idle=True), "bulk", cut_at=NOW + 3600), Batch)
+
+
 def test_a_full_batch_does_not_wait() -> None:
     """As many jobs as the largest batch are cut at once, however young."""
     step = plan(queued(*[0.0] * 40), Room(64, idle=False), "standard", cut_at=NOW)
