@@ -11,7 +11,7 @@ import math
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Self, TypeVar
 
 import sqlalchemy as sa
@@ -23,6 +23,8 @@ from sqlalchemy.sql.functions import FunctionElement
 
 from models import sqlite_file
 from models.errors import DatabaseUnavailable
+from models.gate import Gate
+from models.silence import bound
 
 T = TypeVar("T")
 
@@ -34,7 +36,9 @@ metadata = sa.MetaData()
 Id = sa.String(64).with_variant(sa.String(64, collation="C"), "postgresql")
 """Ids are ASCII and ordered by time: bytewise comparison is right and the fastest."""
 
-_TIMEOUTS = "-c statement_timeout=60s -c lock_timeout=5s -c idle_in_transaction_session_timeout=30s"
+_TIMEOUTS = "-c lock_timeout=5s -c idle_in_transaction_session_timeout=30s"
+LONGEST, LONGEST_OF_A_CROWD = 60, 8
+"""Seconds that PostgreSQL gives a statement; fewer behind a gate, where others wait for the place."""
 # Every query here has its index, but a plan made while a table was small, or for a lane that used to be full, reads
 # the whole table: with 300,000 jobs a cut took 145 ms (3 ms by index), the look for waiting jobs 163 ms (2 ms).
 _PLANS = "-c enable_seqscan=off -c jit=off"
@@ -43,6 +47,8 @@ PING_AFTER = 1.0
 """Seconds without use after which a pooled connection is asked whether it still lives."""
 
 _PG_DEADLOCK = frozenset({"40P01", "40001", "55P03"})
+_PG_AWAY = frozenset({"25006", "25P03", "25P04"})
+"""Errors that psycopg takes for the program's: a server that only reads (a standby), a transaction cut off."""
 
 
 class now(FunctionElement[float]):  # noqa: N801  # reads as the SQL function that it is
@@ -177,9 +183,15 @@ def upsert(tx: sa.Connection, target: sa.Table) -> postgresql.Insert | sqlite.In
 class Database:
     """An open database. Safe to share between threads; not across a fork."""
 
-    def __init__(self, url: str, *, pool_size: int = 10) -> None:
-        """Open lazily: nothing is connected before the first transaction."""
-        self.engine = _engine(url, pool_size)
+    def __init__(self, url: str, *, pool_size: int = 10, gate: Gate | None = None, silence: float = math.inf) -> None:
+        """Open lazily: nothing is connected before the first transaction.
+
+        `gate`: who may use it, and how many wait. `silence`: seconds after which an answer is no longer waited for.
+        """
+        self._place = gate.place if gate is not None else nullcontext
+        self.engine = _engine(url, pool_size, LONGEST if gate is None else LONGEST_OF_A_CROWD)
+        if self.engine.dialect.name == "postgresql":
+            bound(self.engine, silence)
         self.dialect = self.engine.dialect.name
         options: dict[str, Any] = {"stoker_read": True}
         if self.dialect == "postgresql":
@@ -188,20 +200,20 @@ class Database:
         self._reader = self.engine.execution_options(**options)
 
     @contextmanager
-    def transaction(self) -> Iterator[sa.Connection]:
-        """Run what writes: committed at the end, rolled back by any exception."""
-        with _outages(), self.engine.begin() as tx:
+    def transaction(self, *, patient: bool = False) -> Iterator[sa.Connection]:
+        """Run what writes: committed at the end, rolled back by any exception. `patient`: see `Gate.place`."""
+        with _outages(), self._place(patient), self.engine.begin() as tx:
             yield tx
 
     @contextmanager
     def reading(self) -> Iterator[sa.Connection]:
         """Run what only reads: on SQLite it takes no write lock."""
-        with _outages(), self._reader.begin() as tx:
+        with _outages(), self._place(), self._reader.begin() as tx:
             yield tx
 
     def retrying(self, work: Callable[[sa.Connection], T], *, tries: int = 5) -> T:
         """Run `work` in a transaction, again when the database chose it as a deadlock's victim."""
-        with _outages():
+        with _outages(), self._place():
             for _ in range(tries - 1):
                 try:
                     with self.engine.begin() as tx:
@@ -225,12 +237,12 @@ def _outages() -> Iterator[None]:
     except (OperationalError, InterfaceError, sa.exc.TimeoutError) as error:
         raise DatabaseUnavailable(str(getattr(error, "orig", None) or error).partition("\n")[0]) from error
     except DBAPIError as error:
-        if error.connection_invalidated:
+        if error.connection_invalidated or getattr(error.orig, "sqlstate", None) in _PG_AWAY:
             raise DatabaseUnavailable(str(error.orig).partition("\n")[0]) from error
         raise
 
 
-def _engine(url: str, pool_size: int) -> sa.Engine:
+def _engine(url: str, pool_size: int, longest: int) -> sa.Engine:
     if url.startswith("sqlite"):
         wait = {"timeout": sqlite_file.PATIENCE}
         engine = sa.create_engine(url, pool_size=pool_size, max_overflow=10, connect_args=wait)
@@ -249,7 +261,7 @@ def _engine(url: str, pool_size: int) -> sa.Engine:
             "keepalives_interval": 2,
             "keepalives_count": 3,
             "tcp_user_timeout": 10_000,
-            "options": f"{_TIMEOUTS} {_PLANS}",
+            "options": f"-c statement_timeout={longest}s {_TIMEOUTS} {_PLANS}",
         },
     )
     _ping_the_idle(engine)

@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from models import bulks, deliveries, jobs, results
 from models.db import AnyRow, among, now
 from models.errors import AlreadyFinished, NotFound
+from models.failpoints import failpoint
 from models.jobs import table
 from models.states import JOB
 
@@ -47,6 +48,7 @@ def settle(tx: sa.Connection, engine_id: str, by_batch: Mapping[str, Sequence[Se
                 ended += [(row, state, chosen[row.id].result) for row in moved]
             stored.update(row.id for row in moved)
     record(tx, ended, engine_id)
+    failpoint("settle.storing")
     return stored
 
 

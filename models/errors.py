@@ -6,7 +6,9 @@ StokerError
 ├── StillRunning         the bulk has not ended, and cannot be deleted or retried yet
 ├── KeyReused            the Idempotency-Key was used with another body
 ├── KeyBusy              a request with this Idempotency-Key is still running
+├── QueueFull            as many jobs wait as may wait
 └── DatabaseUnavailable  the database does not answer; nothing was stored, or it is unknown whether it was
+    └── DatabaseBusy     too many want to use it at once; nothing was stored
 """
 
 from __future__ import annotations
@@ -52,5 +54,22 @@ class KeyBusy(StokerError):
     """A request with this Idempotency-Key is still running."""
 
 
+class QueueFull(StokerError):
+    """As many jobs wait as may wait, of this owner or of all."""
+
+    def __init__(self, owner: str, limit: int, retry_after: int) -> None:
+        """Name the owner whose limit it is (`""`: all), the limit, and the seconds after which to try again."""
+        whose, setting = ("of this owner", "STOKER_MAX_QUEUED_PER_OWNER") if owner else ("of all", "STOKER_MAX_QUEUED")
+        super().__init__(
+            f"{limit} jobs {whose} are waiting already, as many as may ({setting}): nothing was stored. "
+            f"Try again in {retry_after} s or later."
+        )
+        self.retry_after = retry_after
+
+
 class DatabaseUnavailable(StokerError):
     """The database does not answer."""
+
+
+class DatabaseBusy(DatabaseUnavailable):
+    """Too many requests of this process want to use the database at once."""

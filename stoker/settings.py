@@ -74,6 +74,10 @@ class Settings(BaseSettings):
     max_waiters: int = Field(2048, ge=0, description="Waiting clients and streams a web process holds; beyond it: 503.")
     max_uploads: int = Field(32, ge=1, description="Uploads that a web process takes at once; beyond it: 503.")
 
+    # How many jobs may wait: beyond it new ones are refused with 429
+    max_queued_per_owner: int = Field(1_000_000, ge=1, description="Jobs that may wait, of one owner; beyond it: 429.")
+    max_queued: int = Field(10_000_000, ge=1, description="Jobs that may wait, of all owners; beyond it: 429.")
+
     # Models and the engine
     engine: Literal["vllm", "upstream", "fake"] = Field("vllm", description="What runs batches.")
     engine_name: str = Field("engine", pattern=r"^[A-Za-z0-9_.-]{1,64}$", description="Stable name of this engine.")

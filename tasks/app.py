@@ -23,6 +23,8 @@ from tasks.logs import configure
 TASKS = ("tasks.collector", "tasks.sweeper", "tasks.webhook", "tasks.bulks", "tasks.retention", "tasks.engine_process")
 
 RETAIN_EVERY = 60.0
+SILENCE = 20.0
+"""Seconds after which an answer of the database is no longer waited for; what was under way is done again."""
 
 _lock = threading.Lock()
 
@@ -95,7 +97,7 @@ app = make_app(_settings())
 @cache
 def _context() -> Context:
     settings = _settings()
-    return Context(settings, Database(settings.database, pool_size=16))
+    return Context(settings, Database(settings.database, pool_size=16, silence=SILENCE))
 
 
 def context() -> Context:

@@ -19,6 +19,8 @@ from models import bulk_leases, bulk_lines, bulks, files
 from models.bulk_leases import Superseded
 from models.bulks import BULK_KIND
 from models.db import AnyRow, Database
+from models.errors import QueueFull
+from models.room import Room
 from models.storage import Storage
 from stoker.settings import Settings
 from tasks import ingest
@@ -38,12 +40,21 @@ _stopping = threading.Event()
 def tend(bulk_id: str) -> None:
     """Do what is to be done for a bulk."""
     here = context()
-    tend_bulk(here.database, here.settings, _storage(), doorbell(), bulk_id, stopping=_stopping)
+    tend_bulk(here.database, here.settings, _storage(), doorbell(), bulk_id, room=_room(), stopping=_stopping)
 
 
 @cache
 def _storage() -> Storage:
     return Storage(context().settings.storage)
+
+
+@cache
+def _room() -> Room:
+    return _room_of(context().database, context().settings)
+
+
+def _room_of(database: Database, settings: Settings) -> Room:
+    return Room(database, settings.max_queued_per_owner, settings.max_queued)
 
 
 @signals.worker_shutting_down.connect
@@ -59,14 +70,18 @@ def tend_bulk(
     bell: Doorbell,
     bulk_id: str,
     *,
+    room: Room | None = None,
     stopping: threading.Event | None = None,
 ) -> None:
-    """Tend a bulk until nothing is to be done for it, or another does."""
-    tending = Tending(database, settings, storage, bell, stopping or threading.Event())
+    """Tend a bulk until nothing is to be done for it, or another does, or it waits for room in the queue."""
+    room = room or _room_of(database, settings)
+    tending = Tending(database, settings, storage, bell, room, stopping or threading.Event())
     while True:
         with database.reading() as tx:
             row = bulk_leases.look(tx, bulk_id)
-        if row is None or bulk_leases.duty(row) is None:
+        if row is None or (duty := bulk_leases.duty(row)) is None:
+            return
+        if duty == "ingest" and not ingest.has_room(tending, row):
             return
         with database.transaction() as tx:
             held = bulk_leases.hold(tx, bulk_id, tending.me, tending.lease)
@@ -92,7 +107,7 @@ def _attend(tending: Tending, held: AnyRow) -> bool:
             if again is None:
                 return False
             held = again
-    except Stopped:
+    except (Stopped, QueueFull):
         return False
     finally:
         with tending.database.transaction() as tx:

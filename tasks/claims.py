@@ -13,6 +13,7 @@ from models import batches, cohorts, queue
 from models.db import Database
 from models.engines import Incarnation
 from models.errors import DatabaseUnavailable
+from models.failpoints import failpoint
 from stoker.settings import LANES, Settings
 from tasks import batching, collector, metrics
 from tasks.engines.base import Engine, reserved
@@ -147,6 +148,7 @@ class Claims:
             raise
 
     def _take_off(self, batch: batches.Claimed) -> Flight:
+        failpoint("worker.claimed")
         if not self._flights:
             self.busy_since = time.monotonic()
         return self._flights.add(batch, self._began)

@@ -25,6 +25,8 @@ from tasks import metrics
 log = structlog.get_logger(__name__)
 
 _MOST_IDS = 10_000
+_MOST_PENDING = 10_000
+"""Rings that wait for a slow broker; what is beyond them the sweeper rings for again."""
 _PAUSE = 0.02
 
 
@@ -69,6 +71,8 @@ class Doorbell:
 
     def _ring(self, what: tuple[str, ...], task: str, args: list[str | None], queue: str) -> None:
         with self._wake:
+            if len(self._pending) >= _MOST_PENDING and what not in self._pending:
+                return
             self._pending[what] = lambda: self._app.send_task(
                 task, args=args, queue=queue, ignore_result=True, retry=False, expires=60
             )

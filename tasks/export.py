@@ -18,6 +18,7 @@ from models.bulk_leases import Superseded
 from models.bulks import BATCH_KIND
 from models.db import AnyRow, new_id
 from models.errors import NotFound
+from models.failpoints import failpoint
 from models.files import BATCH_OUTPUT, NewFile
 from models.json_text import one_line
 from tasks.tending import Tending
@@ -57,7 +58,9 @@ def export(tending: Tending, held: AnyRow) -> None:
         bulks.announce(tx, row)
 
     try:
+        failpoint("export.written")
         tending.database.retrying(finish)
+        failpoint("export.committed")
     except NotFound:
         # This process was frozen for so long that its files were swept: nothing else would remove what it wrote since.
         for written in made.values():

@@ -4,6 +4,9 @@ A killed ingest goes on behind the last chunk: no line twice (the place is guard
 missing. While a bulk is being cancelled, or when its time has passed, what is left of its lines is accounted for
 without ever becoming jobs.
 
+Where as many jobs wait as may, the ingest ends: nobody waits with a thread or a lease for room in the queue. The
+sweeper rings, and the ingest goes on when it is worth while.
+
 The next chunk is read while the database takes one: each of the two needs about half of the time.
 """
 
@@ -22,6 +25,8 @@ from models.bulk_leases import Step
 from models.bulk_lines import EndedLine, NewLine, Rows
 from models.bulks import effective_lane
 from models.db import AnyRow
+from models.failpoints import failpoint
+from models.room import FOR_BULKS
 from models.states import JOB
 from tasks import metrics
 from tasks.ahead import ahead
@@ -74,8 +79,23 @@ def _new_line(number: int, job: LineJob) -> NewLine:
 
 
 def ingest(tending: Tending, held: AnyRow) -> None:
-    """Bring in what is left of a bulk's lines. Raises Superseded when the bulk changes meanwhile: look again."""
+    """Bring in what is left of a bulk's lines.
+
+    Raises Superseded when the bulk changes meanwhile (look again), and QueueFull when the rest has to wait.
+    """
     _Ingest(tending, held).run()
+
+
+def has_room(tending: Tending, row: AnyRow) -> bool:
+    """Tell whether there is room to go on with a bulk's lines, or they need none since they are to end at once."""
+    return _end_as(row) is not None or tending.room.enough(row.owner, FOR_BULKS)
+
+
+def _end_as(row: AnyRow) -> str | None:
+    """Return how lines end that are stored only now, None while they are still to run."""
+    if row.state == "cancelling":
+        return "cancelled"
+    return "expired" if bulk_leases.expired(row) else None
 
 
 class _Ingest:
@@ -113,31 +133,35 @@ class _Ingest:
         rules = rules_of(tending.database, held, tending.settings.served_name)
         source = tending.source(held)
         chunk = _Chunk(held.offset, held.line)
-        most = FIRST_CHUNK if held.line == 0 else tending.chunk_lines
+        most = self._fitting(FIRST_CHUNK if held.line == 0 else tending.chunk_lines)
         try:
             for taken in source.read(rules, held.offset, held.line):
                 chunk.take(taken)
                 if len(chunk) >= most or chunk.size >= tending.chunk_bytes:
                     yield chunk
-                    chunk, most = _Chunk(chunk.offset, chunk.line), tending.chunk_lines
+                    chunk, most = _Chunk(chunk.offset, chunk.line), self._fitting(tending.chunk_lines)
         except BadInput:
             yield chunk
             raise
         chunk.offset, chunk.line = max(chunk.offset, source.offset), max(chunk.line, source.number)
         yield chunk
 
-    def _end_as(self) -> str | None:
-        """Return how lines end that are stored only now, None while they are still to run."""
-        if self._held.state == "cancelling":
-            return "cancelled"
-        return "expired" if bulk_leases.expired(self._held) else None
+    def _fitting(self, most: int) -> int:
+        """Return how many lines the next chunk may have: what there is room for, and one where there is none.
+
+        That one, if it becomes a job, is refused when it is to be stored: a line that cannot be read needs no room.
+        """
+        left = most if _end_as(self._held) else self._tending.room.left(self._held.owner, FOR_BULKS)
+        return max(1, min(most, left))
 
     def _store(self, chunk: _Chunk) -> None:
         self._tending.check()
-        if (end_as := self._end_as()) is not None:
+        if (end_as := _end_as(self._held)) is not None:
             chunk.end(end_as)
         started = time.monotonic()
-        self._held = self._tending.database.retrying(partial(self._write, chunk=chunk))
+        with self._tending.room.place(self._held.owner, len(chunk.jobs), FOR_BULKS):
+            self._held = self._tending.database.retrying(partial(self._write, chunk=chunk))
+        failpoint("ingest.committed")
         metrics.lines_ingested.labels("job").inc(len(chunk.jobs))
         metrics.lines_ingested.labels("ended").inc(len(chunk.ended))
         for model in {line.model for line in chunk.jobs}:

@@ -17,6 +17,8 @@ from models import batches, engines, jobs
 from models.db import Database
 from models.engines import Incarnation
 from models.errors import DatabaseUnavailable
+from models.failpoints import failpoint
+from models.silence import at_most
 from stoker.settings import Settings
 from tasks.flights import clock
 
@@ -107,9 +109,11 @@ class Keeper:
         self.abort_stopped()
 
     def _renew(self) -> None:
+        failpoint("lease.renewing")
         held = self._held.in_flight()
         started = clock()
-        with self._database.transaction() as tx:
+        # While it waits the leases run out: better to try again on another connection.
+        with at_most(self._settings.heartbeat), self._database.transaction() as tx:
             named = engines.seen(tx, self._mine)
             kept = batches.renew(tx, self._mine, held, self._settings.lease) if held else set()
         self._held.renewed(kept, started)

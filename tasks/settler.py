@@ -17,6 +17,7 @@ import structlog
 from models import ends
 from models.db import Database
 from models.ends import Settled
+from models.failpoints import failpoint
 from models.results import NewResult
 from tasks import metrics
 from tasks.outage import sit_out
@@ -102,6 +103,7 @@ class Settler:
         started = time.perf_counter()
 
         stored = self._database.retrying(lambda tx: ends.settle(tx, self._engine_id, by_batch))
+        failpoint("settle.committed")
         outcomes = [outcome for batch in by_batch.values() for outcome in batch]
         metrics.flush_seconds.observe(time.perf_counter() - started)
         metrics.flush_size.observe(len(outcomes))

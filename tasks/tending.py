@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass, field
 
 from models.db import AnyRow, Database
+from models.room import Room
 from models.storage import Storage
 from stoker.settings import Settings
 from tasks.bulk_sources import Source
@@ -29,6 +30,7 @@ class Tending:
     settings: Settings
     storage: Storage
     bell: Doorbell
+    room: Room
     stopping: threading.Event
     me: str = field(default_factory=new_holder)
 

@@ -28,6 +28,7 @@ from models.db import Database
 from models.deliveries import Delivery, Try
 from models.errors import DatabaseUnavailable
 from models.events import Ending
+from models.failpoints import failpoint
 from stoker.settings import Settings
 from tasks import backoff, egress, signature, tracing
 from tasks.app import app, context
@@ -168,6 +169,7 @@ class _Sender:
             sent.labels("lost" if one.delivery.id in lost else one.outcome).inc()
         if not claimed:
             return []
+        failpoint("webhook.claimed")
         with self._database.reading() as tx:
             ends = events.endings(tx, claimed, traced=tracing.wanted())
         return [_Claim(delivery, ends.get(delivery.job_id), claimed_at) for delivery in claimed]
@@ -211,6 +213,7 @@ class _Sender:
             body = payload(delivery, ending)
             headers = {**signature.sign(secret, delivery.id, int(time.time()), body), **more}
             answer = await way.post(delivery.url, headers, body, self._settings.webhook_timeout)
+            failpoint("webhook.sent")
         except (egress.Refused, egress.Unreachable) as error:
             tried = Try(ok=False, status=None, latency=time.perf_counter() - started, error=str(error))
             if isinstance(error, egress.Refused):

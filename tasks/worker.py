@@ -22,6 +22,7 @@ from models.db import Database
 from models.ends import Settled
 from models.engines import Incarnation
 from models.errors import DatabaseUnavailable
+from models.failpoints import failpoint
 from stoker.settings import Settings
 from tasks import outcomes
 from tasks.claims import Claims
@@ -212,6 +213,7 @@ class Worker:
     def _end(self, flight: Flight) -> None:
         """Finish the batch, or return what was stopped in the middle; a lost one is left alone."""
         batch_id = flight.batch.id
+        failpoint("batch.ending")
 
         def work(tx: sa.Connection) -> str:
             if batches.finish(tx, batch_id):

@@ -13,6 +13,7 @@ from flask_openapi.openapi import OpenAPI
 from models import engines, schema
 from models.db import Database, new_id
 from models.errors import DatabaseUnavailable, StokerError
+from models.room import Room
 from models.storage import Storage
 from stoker import settings as stoker_settings
 from stoker.settings import Settings
@@ -21,6 +22,7 @@ from webapi import (
     batches,
     bulks,
     completions,
+    context,
     errors,
     events,
     files,
@@ -33,7 +35,7 @@ from webapi import (
     responses,
     tracing,
 )
-from webapi.context import EXTENSION, Context
+from webapi.context import EXTENSION, SILENCE, Context
 from webapi.doorbell import Doorbell
 from webapi.following import Recorded
 from webapi.known_models import KnownModels
@@ -53,24 +55,27 @@ def create_app(settings: Settings | None = None) -> Flask:
     """Return the application, its database checked. Raises SettingsError and StartError."""
     settings = settings or stoker_settings.load()
     logs.configure(settings.log_level)
-    database = Database(settings.database, pool_size=20)
+    database = context.shared(settings)
     try:
         prepare(settings, database)
     except StartError:
         database.close()
         raise
+    reserve = Database(settings.database, pool_size=4, silence=SILENCE)
     app = openapi.new_app("webapi", version("stoker"))
     app.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes
     doorbell = Doorbell(settings)
     app.extensions[EXTENSION] = Context(
         settings=settings,
         database=database,
+        reserve=reserve,
         storage=Storage(settings.storage),
         keys=auth.Keys(database, settings.host),
         known=KnownModels(database),
+        room=Room(database, settings.max_queued_per_owner, settings.max_queued),
         doorbell=doorbell,
         pager=Pager(settings, doorbell),
-        waiters=Waiters(settings, database),
+        waiters=Waiters(settings, reserve),
         recorded=Recorded(settings),
         uploads=BoundedSemaphore(settings.max_uploads),
     )

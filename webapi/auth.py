@@ -46,6 +46,7 @@ class Keys:
         self._loopback = is_loopback(host)
         self._keep = keep
         self._lock = threading.Lock()
+        self._looking = threading.Lock()
         self._owners: dict[bytes, tuple[str, float]] = {}
         self._open = (False, -keep)
 
@@ -67,22 +68,40 @@ class Keys:
         remembered = self._owners.get(digest)
         if remembered and time.monotonic() < remembered[1]:
             return remembered[0]
+        if remembered and not self._looking.acquire(blocking=False):
+            return remembered[0]  # one looks for all: a crowd is not to look at the same moment
+        try:
+            owner = self._look(secret)
+        finally:
+            if remembered:
+                self._looking.release()
+        self._remember(digest, owner)
+        return owner
+
+    def _look(self, secret: str) -> str | None:
         with self._database.reading() as tx:
-            owner = keys.owner_of(tx, secret)
+            return keys.owner_of(tx, secret)
+
+    def _remember(self, digest: bytes, owner: str | None) -> None:
         with self._lock:
             if len(self._owners) >= MOST_REMEMBERED:
                 self._owners.clear()
             self._owners.pop(digest, None)
             if owner is not None:
                 self._owners[digest] = (owner, time.monotonic() + self._keep)
-        return owner
 
     def _is_open(self) -> bool:
         is_open, until = self._open
-        if time.monotonic() >= until:
-            is_open = self._loopback and not any_exist(self._database)
-            self._open = (is_open, time.monotonic() + self._keep)
-        return is_open
+        # Only while it is open: who was refused a moment ago may be let in now, and the other way round.
+        if time.monotonic() < until or (is_open and not self._looking.acquire(blocking=False)):
+            return is_open
+        try:
+            found = self._loopback and not any_exist(self._database)
+            self._open = (found, time.monotonic() + self._keep)
+        finally:
+            if is_open:
+                self._looking.release()
+        return found
 
 
 def any_exist(database: Database) -> bool:

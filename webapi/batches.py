@@ -15,7 +15,7 @@ from models import bulks
 from models.bulks import BATCH_KIND, NewBulk
 from models.calls import CONTENT
 from models.db import is_id
-from models.errors import AlreadyFinished, NotFound
+from models.errors import AlreadyFinished, NotFound, QueueFull
 from webapi import answers, bulk_answers, bulk_inputs, json_body, keyed
 from webapi.bulk_schemas import Batch, BatchList, BatchPath, BatchQuery, BatchRequest
 from webapi.context import here, writing
@@ -53,7 +53,7 @@ def authenticate() -> None:
     "",
     operation_id="createBatch",
     request_body=body_of(BatchRequest),
-    responses={200: Batch, **openai_problems(408, 409, 413, 415)},
+    responses={200: Batch, **openai_problems(408, 409, 413, 415, 429)},
 )
 def create() -> Response:
     """Make a batch of an uploaded file.
@@ -68,7 +68,8 @@ def create() -> Response:
     once = Once(key, hashlib.sha256(b"batch " + raw).hexdigest())
     try:
         new = _new(sent)
-    except Problem:
+        here().room.check(g.owner)
+    except (Problem, QueueFull):
         # What was taken once is answered again, even if its window is no longer allowed.
         if (before := once.before()) is None:
             raise

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from models import bulk_lines, bulk_results, bulk_views, bulks, files
 from models.bulks import BATCH_KIND, BULK_KIND, NewBulk
 from models.db import AnyRow, is_id
-from models.errors import NotFound, StillRunning
+from models.errors import NotFound, QueueFull, StillRunning
 from models.states import BULK
 from webapi import (
     answers,
@@ -42,6 +42,7 @@ from webapi.bulk_schemas import (
 )
 from webapi.context import here, writing
 from webapi.errors import BulkUnknown, Problem, found_by, from_pydantic, invalid
+from webapi.forms import FORM
 from webapi.json_body import JsonObject
 from webapi.keyed import Once
 from webapi.openapi import body_of, problems
@@ -67,7 +68,7 @@ def authenticate() -> None:
     "",
     operation_id="createBulk",
     request_body=bulk_inputs.BODY,
-    responses={202: Bulk, **problems(400, 408, 409, 413, 415, 507)},
+    responses={202: Bulk, **problems(400, 408, 409, 413, 415, 429, 507)},
 )
 def create() -> Response:
     """Submit many jobs.
@@ -83,7 +84,8 @@ def create() -> Response:
     bulk_inputs.check_type(request)
     if key is None:
         # What is wrong already is said before the upload. Not of one that may have been taken before.
-        bulk_submission.checked(BulkRequest, _texts(), context.known)
+        early = bulk_submission.checked(BulkRequest, _texts(), context.known)
+        context.room.check(g.owner, skip=early.dry_run or request.mimetype == FORM)
     with uploads.receive(request, files.BULK_INPUT, context.settings.max_bulk_bytes) as upload:
         return _submit(_texts(upload), bulk_inputs.of_upload(upload, request), key)
 
@@ -100,7 +102,8 @@ def _submit(sent: JsonObject, content: Content, key: str | None) -> Response:
         asked = bulk_submission.checked(BulkRequest, sent, context.known)
         given = bulk_inputs.input_of(asked, content)
         new = bulk_submission.new_bulk(asked, sent, given, g.owner, context.settings)
-    except Problem:
+        context.room.check(g.owner, skip=asked.dry_run)
+    except (Problem, QueueFull):
         # What was taken once is answered again, even if its model is gone by now or the checks have changed.
         if (before := once.before()) is None:
             raise
@@ -118,7 +121,7 @@ def _create(tx: sa.Connection, new: NewBulk, upload: Upload | None) -> AnyRow:
 
 
 def _stored(once: Once, create: Callable[[sa.Connection], AnyRow]) -> Response:
-    with writing(BulkUnknown) as tx:
+    with writing(BulkUnknown, patient=True) as tx:
         answer, replayed = once.answer(tx, lambda: _document(tx, create(tx)).decode())
     return _accepted(answer, replayed=replayed)
 
@@ -218,7 +221,7 @@ def _change(bulk_id: str, work: Callable[[sa.Connection], AnyRow]) -> Response:
     "/<bulk_id>/retry",
     operation_id="retryBulk",
     request_body=body_of(BulkRetry) | {"required": False},
-    responses={202: Bulk, **problems(400, 404, 408, 409, 413, 415)},
+    responses={202: Bulk, **problems(400, 404, 408, 409, 413, 415, 429)},
 )
 def retry(path: BulkPath) -> Response:
     """Run the lines that did not succeed again, as a new bulk; 409 while it runs, 422 when there are none.
@@ -231,7 +234,8 @@ def retry(path: BulkPath) -> Response:
     once = Once(key, bulk_submission.fingerprint(sent, "", path.bulk_id))
     try:
         new = _retried(path.bulk_id, sent)
-    except (Problem, NotFound):
+        here().room.check(g.owner, skip=new.dry_run)
+    except (Problem, NotFound, QueueFull):
         if (before := once.before()) is None:
             raise
         return _accepted(before, replayed=True)

@@ -23,7 +23,7 @@ api = APIBlueprint(
     __name__,
     abp_tags=[Tag(name="interactive", description="Answered as soon as an engine has the answer, or token by token.")],
     abp_security=[{"key": []}],
-    abp_responses=openai_problems(400, 401, 403, 404, 408, 413, 415, 500, 502, 503, 504),
+    abp_responses=openai_problems(400, 401, 403, 404, 408, 413, 415, 429, 500, 502, 503, 504),
 )
 
 _ANSWER: dict[Any, Any] = {200: {"content": {"application/json": {}, **sse.CONTENT["content"]}}}

@@ -12,6 +12,9 @@ from flask import current_app
 
 from models.db import Database
 from models.errors import DatabaseUnavailable
+from models.failpoints import failpoint
+from models.gate import Gate
+from models.room import Room
 from models.storage import Storage
 from stoker.settings import Settings
 from webapi.auth import Keys
@@ -24,6 +27,13 @@ from webapi.waiters import Waiters
 
 EXTENSION = "stoker"
 
+POOL, SQLITE_POOL = 24, 4
+"""Requests that use the database at once. SQLite has one writer, for which the others would wait by trying."""
+MOST_WAITING, PATIENCE = 512, 2.0
+"""How many more wait for that, and for how many seconds; the rest is refused at once, and keeps no thread."""
+SILENCE = 10.0
+"""Seconds after which an answer of the database is no longer waited for."""
+
 
 @dataclass(frozen=True, slots=True)
 class Context:
@@ -31,9 +41,12 @@ class Context:
 
     settings: Settings
     database: Database
+    reserve: Database
+    """For health checks and for those who wait for jobs, whatever crowd is at the other: few use it at once."""
     storage: Storage
     keys: Keys
     known: KnownModels
+    room: Room
     doorbell: Doorbell
     pager: Pager
     waiters: Waiters
@@ -54,6 +67,13 @@ class Context:
         self.recorded.close()
         self.waiters.stop()
         self.database.close()
+        self.reserve.close()
+
+
+def shared(settings: Settings) -> Database:
+    """Open the database for all requests of a process, with a gate in front."""
+    places = SQLITE_POOL if settings.database.startswith("sqlite") else POOL
+    return Database(settings.database, pool_size=places, gate=Gate(places, MOST_WAITING, PATIENCE), silence=SILENCE)
 
 
 def here() -> Context:
@@ -64,13 +84,18 @@ def here() -> Context:
 
 
 @contextmanager
-def writing(unknown: type[OutcomeUnknown]) -> Iterator[sa.Connection]:
-    """Open a transaction; when the database goes away at its COMMIT, raise `unknown`."""
+def writing(unknown: type[OutcomeUnknown], *, patient: bool = False) -> Iterator[sa.Connection]:
+    """Open a transaction; when the database goes away at its COMMIT, raise `unknown`.
+
+    It is `patient` behind an upload: that was not to be in vain when the database is only busy.
+    """
     written = False
     try:
-        with here().database.transaction() as tx:
+        with here().database.transaction(patient=patient) as tx:
             yield tx
+            failpoint("accept.storing")
             written = True
+        failpoint("accept.committed")
     except DatabaseUnavailable as error:
         if written:
             raise unknown(str(error)) from error

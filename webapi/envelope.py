@@ -15,10 +15,12 @@ _STATUS = {422: 400}
 _CODES = {
     "not_found": None,
     "unauthorized": "invalid_api_key",
+    "queue_full": "rate_limit_exceeded",
     "missing": "missing_required_parameter",
     "extra_forbidden": "unknown_parameter",
 }
-_KINDS = {429: "rate_limit_error"}
+_KINDS = {429: "requests"}
+"""What there are too many of, as OpenAI calls it."""
 _NOT_FOUND = {"file": "No such File object: {}", "batch": "No batch found with id '{}'."}
 
 

@@ -19,10 +19,12 @@ from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
 from models.errors import (
     AlreadyFinished,
+    DatabaseBusy,
     DatabaseUnavailable,
     KeyBusy,
     KeyReused,
     NotFound,
+    QueueFull,
     StillRunning,
 )
 from models.storage import ObjectMissing, StorageFull, StorageUnavailable
@@ -115,11 +117,18 @@ _KNOWN: dict[type[Exception], _Known] = {
         "A request with this Idempotency-Key is still running; send the same again in a moment.",
         {"Retry-After": "1"},
     ),
+    QueueFull: _Known(429, "queue_full"),
     DatabaseUnavailable: _Known(
         503,
         "database_unavailable",
         "The database does not answer at the moment; nothing was stored. Try again.",
         {"Retry-After": "2"},
+    ),
+    DatabaseBusy: _Known(
+        503,
+        "overloaded",
+        "This server has more requests than it can serve at the moment; nothing was stored. Try again.",
+        {"Retry-After": "1"},
     ),
     OutcomeUnknown: _Known(
         503,
@@ -207,14 +216,16 @@ def install(app: Flask) -> None:
 
 def _expected(error: Exception) -> Response:
     known = next(_KNOWN[kind] for kind in type(error).__mro__ if kind in _KNOWN)
-    if known.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+    # A line for each of a crowd that is turned away would be one more load.
+    if known.status >= HTTPStatus.INTERNAL_SERVER_ERROR and not isinstance(error, DatabaseBusy):
         stored = isinstance(error, StorageFull | StorageUnavailable)
         log.warning(
             "storage unavailable" if stored else "database unavailable",
             reason=str(error),
             request_id=g.get("request_id"),
         )
-    told: dict[str, Any] = {"status": known.status, "detail": known.detail or str(error), "headers": known.headers}
+    headers = {"Retry-After": str(error.retry_after)} if isinstance(error, QueueFull) else known.headers
+    told: dict[str, Any] = {"status": known.status, "detail": known.detail or str(error), "headers": headers}
     if is_openai():
         told |= envelope.changes(error)
     return render(Problem(code=known.code, **told))

@@ -94,7 +94,7 @@ class Followed:
 
     def look(self) -> sa.Row[Any]:
         """Return the job as it is. Raises NotFound."""
-        with self._context.waiters.turn(), self._context.database.reading() as tx:
+        with self._context.waiters.turn(), self._context.reserve.reading() as tx:
             return views.get(tx, self._owner, self._job_id)
 
     def events(self, row: sa.Row[Any]) -> Iterator[bytes]:
@@ -179,7 +179,7 @@ class Followed:
 
     def _is_streamed(self) -> bool:
         try:
-            with self._context.waiters.turn(), self._context.database.reading() as tx:
+            with self._context.waiters.turn(), self._context.reserve.reading() as tx:
                 return calls.is_streamed(views.body(tx, self._job_id))
         except DatabaseUnavailable:
             return False

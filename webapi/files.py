@@ -140,7 +140,7 @@ def create() -> Response:
         if lasts is not None:
             # Counted from the start of the upload, which is the file's created_at.
             lasts -= monotonic() - upload.began
-        with writing(FileUnknown) as tx:
+        with writing(FileUnknown, patient=True) as tx:
             row = files.finish(
                 tx, upload.file_id, filename=upload.filename, purpose=purpose, size=upload.size, expires_in=lasts
             )

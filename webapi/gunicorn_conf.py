@@ -15,7 +15,7 @@ from prometheus_client import multiprocess
 from models.db import Database
 from stoker.settings import SettingsError, load
 from webapi.app import StartError, prepare
-from webapi.context import EXTENSION
+from webapi.context import EXTENSION, SILENCE
 from webapi.logs import formatter
 
 try:
@@ -74,7 +74,7 @@ logconfig_dict = {
 
 def on_starting(_server: Any) -> None:
     """Look once before any worker is started, so that what is wrong is one line and not one traceback a worker."""
-    database = Database(_settings.database)
+    database = Database(_settings.database, silence=SILENCE)
     try:
         prepare(_settings, database)
     except StartError as error:

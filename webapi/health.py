@@ -40,7 +40,7 @@ def readyz() -> Response:
     """Tell whether jobs are taken: the database answers and its schema is right. Without Redis it is only slower."""
     context = here()
     try:
-        schema.check(context.database)
+        schema.check(context.reserve)
     except schema.SchemaOutdated as error:
         raise Problem(503, "schema_outdated", str(error), headers={"Retry-After": "5"}) from error
     reachable = _redis_answers(context.settings)
@@ -60,7 +60,7 @@ def _redis_answers(settings: Settings) -> bool:
 def show_metrics() -> Response:
     """Show metrics as Prometheus reads them."""
     context = here()
-    body, kind = metrics.page(_gauges(_counted(context.database, context.settings)))
+    body, kind = metrics.page(_gauges(_counted(context.reserve, context.settings)))
     return Response(body, content_type=kind)
 
 

@@ -53,7 +53,7 @@ def answer(wish: Wish) -> Response:
     connection = request.environ.get(CONNECTION)
     with ExitStack() as held:
         waiter = held.enter_context(context.waiters.place(Waiter(tokens=wish.streamed), connection))
-        with context.waiters.turn(), writing(OutcomeUnknown) as tx:
+        with context.room.place(g.owner), context.waiters.turn(), writing(OutcomeUnknown) as tx:
             stored = jobs.submit(tx, wish.job)
         held.enter_context(context.waiters.following(waiter, stored.id))
         call = Interactive(context, g.owner, wish, stored.id, waiter)
@@ -202,7 +202,7 @@ class Interactive:
             return None
         self._waiter.may_have_ended = False
         try:
-            with self._context.waiters.turn(), self._context.database.reading() as tx:
+            with self._context.waiters.turn(), self._context.reserve.reading() as tx:
                 row = views.get(tx, self._owner, self._job_id)
         except DatabaseUnavailable as error:
             # The engine works on meanwhile: it is looked again.
@@ -226,7 +226,7 @@ class Interactive:
     def _give_up_unless_started(self) -> float:
         """Withdraw a job that no engine has begun, and raise Problem; otherwise return when to ask again."""
         try:
-            with self._context.waiters.turn(), self._context.database.transaction() as tx:
+            with self._context.waiters.turn(), self._context.reserve.transaction() as tx:
                 withdrawn = ends.withdraw(tx, self._job_id)
         except DatabaseUnavailable as error:
             log.warning("cannot give up a job that is waited for", reason=str(error))
@@ -287,7 +287,7 @@ class Interactive:
             return
         try:
             # In turn: when a proxy dies, all its clients go at once.
-            with self._context.waiters.turn(), self._context.database.transaction() as tx:
+            with self._context.waiters.turn(), self._context.reserve.transaction() as tx:
                 ends.cancel(tx, self._owner, self._job_id)
         except (AlreadyFinished, NotFound):
             return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from contextlib import ExitStack
 from typing import Any
 
 import msgspec
@@ -14,7 +15,8 @@ from flask_openapi.models.tag import Tag
 
 from models import ends, jobs, views
 from models.db import is_id
-from models.errors import NotFound
+from models.errors import NotFound, QueueFull
+from models.jobs import NewJob
 from models.states import JOB
 from webapi import answers, json_body, keyed, paging
 from webapi.context import here, writing
@@ -46,7 +48,7 @@ def authenticate() -> None:
     "",
     operation_id="createJob",
     request_body=body_of(JobRequest),
-    responses={202: Job, **problems(400, 408, 409, 413, 415)},
+    responses={202: Job, **problems(400, 408, 409, 413, 415, 429)},
 )
 def create() -> Response:
     """Submit a job.
@@ -57,17 +59,23 @@ def create() -> Response:
     context = here()
     raw = json_body.read(request, context.settings.max_body_bytes)
     once = Once(keyed.key(), hashlib.sha256(raw).hexdigest())
-    try:
-        new = job_of(json_body.parse(raw), g.owner, context.settings, context.known)
-    except Problem:
-        # What was taken once is answered again, even if its model is gone by now or the checks have changed.
-        if (before := once.before()) is None:
-            raise
-        return _accepted(before, replayed=True)
-    with writing(OutcomeUnknown) as tx:
-        answer, replayed = once.answer(tx, lambda: answers.encode(answers.accepted(new, jobs.submit(tx, new))).decode())
+    with ExitStack() as room:
+        try:
+            new = job_of(json_body.parse(raw), g.owner, context.settings, context.known)
+            room.enter_context(context.room.place(g.owner))
+        except (Problem, QueueFull):
+            # What was taken once is answered again, even if its model is gone by now or the queue is full.
+            if (before := once.before()) is None:
+                raise
+            return _accepted(before, replayed=True)
+        answer, replayed = _stored(once, new)
     context.ring(new.model, new.lane)
     return _accepted(answer, replayed=replayed)
+
+
+def _stored(once: Once, new: NewJob) -> tuple[str, bool]:
+    with writing(OutcomeUnknown) as tx:
+        return once.answer(tx, lambda: answers.encode(answers.accepted(new, jobs.submit(tx, new))).decode())
 
 
 def _accepted(answer: str, *, replayed: bool) -> Response:
@@ -85,7 +93,7 @@ def show(path: JobPath, query: WaitQuery) -> Response:
 def _look(job_id: str, *, placed: bool = True) -> tuple[sa.Row[Any], int | None]:
     """Return a job and, with `placed`, its place in the queue, which is counted."""
     # In turn: a crowd that comes at once leaves connections to whoever submits.
-    with here().waiters.turn(), here().database.reading() as tx:
+    with here().waiters.turn(), here().reserve.reading() as tx:
         row = views.get(tx, g.owner, _checked(job_id))
         return row, views.queue_position(tx, row) if placed else None
 

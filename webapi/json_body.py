@@ -21,6 +21,7 @@ from gunicorn.http.errors import ParseException  # type: ignore[import-untyped]
 from werkzeug.exceptions import ClientDisconnected, RequestEntityTooLarge
 
 from models.json_text import MOST_DEPTH, bad_character, too_deep
+from webapi.bodies import SMALL, Bodies
 from webapi.errors import FieldError, Problem
 from webapi.watchdog import Watchdog
 
@@ -33,9 +34,9 @@ PAUSE = 10.0
 WHOLE = 60.0
 """Seconds that a body may take altogether: a client that sends a byte a second never makes a pause."""
 DRAIN = 5.0
-SMALL = 65536
 
 _watchdog = Watchdog()
+_bodies = Bodies()
 _members = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _anything = msgspec.json.Decoder()
 
@@ -55,9 +56,11 @@ class JsonObject:
 def read(request: Request, most_bytes: int) -> bytes:
     """Return a request's JSON body as bytes, without ever holding more than `most_bytes`.
 
-    Raises Problem 400, 408, 413 and 415.
+    Raises Problem 400, 408, 413, 415, and 503 when this process holds too many large ones.
     """
     _check_content_type(request)
+    announced = request.content_length
+    held = _bodies.hold(most_bytes if announced is None else min(most_bytes, announced))
     until = time.monotonic() + WHOLE
     try:
         with patience(request.environ, PAUSE, WHOLE):
@@ -78,6 +81,7 @@ def read(request: Request, most_bytes: int) -> bytes:
         raise Problem(413, "body_too_large", detail)
     if len(raw) < (request.content_length or 0):
         raise _incomplete()
+    held.shrink(len(raw))
     return raw
 
 

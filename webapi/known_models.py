@@ -73,13 +73,20 @@ class KnownModels:
         self._database = database
         self._keep = keep
         self._lock = threading.Lock()
+        self._reading = threading.Lock()
         self._known: dict[str, KnownModel] = {}
         self._read_at = -keep
 
     def get(self, name: str) -> KnownModel | None:
         """Return a model, None when it is unknown."""
-        if time.monotonic() - self._read_at > self._keep or name not in self._known:
+        if name not in self._known:
             self._read()
+        elif time.monotonic() - self._read_at > self._keep and self._reading.acquire(blocking=False):
+            # One reads for all: a crowd is not to read at the same moment.
+            try:
+                self._read()
+            finally:
+                self._reading.release()
         return self._known.get(name)
 
     def names(self) -> list[str]:

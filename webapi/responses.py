@@ -38,7 +38,7 @@ api = APIBlueprint(
     __name__,
     abp_tags=[Tag(name="responses", description="OpenAI's Responses, answered at once or in the background.")],
     abp_security=[{"key": []}],
-    abp_responses=openai_problems(400, 401, 403, 404, 408, 413, 415, 500, 502, 503, 504),
+    abp_responses=openai_problems(400, 401, 403, 404, 408, 413, 415, 429, 500, 502, 503, 504),
 )
 
 _ANSWER: dict[Any, Any] = {200: {"content": {"application/json": {}, **sse.CONTENT["content"]}}}
@@ -93,7 +93,7 @@ def create() -> Response:
 
 
 def _submit(wish: Wish) -> jobs.Stored:
-    with writing(OutcomeUnknown) as tx:
+    with here().room.place(g.owner), writing(OutcomeUnknown) as tx:
         # Nobody holds a connection for it: it may wait as long as it takes.
         stored = jobs.submit(tx, replace(wish.job, expires_in=None))
     here().pager.realtime(wish.job.model)

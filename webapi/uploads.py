@@ -21,6 +21,7 @@ from werkzeug.exceptions import ClientDisconnected
 
 from models import files
 from models.errors import StokerError
+from models.failpoints import failpoint
 from models.files import NewFile
 from webapi import forms
 from webapi.context import Context, here
@@ -89,6 +90,7 @@ def _received(context: Context, request: Request, purpose: str, limit: int) -> I
         with context.storage.writer(new.key) as out, body.in_time(context.settings.upload_timeout):
             sink = _Sink(out.write, limit)
             form = _raw(body, request, sink) if boundary is None else forms.read(body, boundary, sink.take)
+        failpoint("upload.stored")
         yield Upload(
             file_id=new.id,
             key=new.key,
@@ -178,6 +180,7 @@ class _Sink:
             raise _too_large(self._limit)
         self.digest.update(data)
         self._write(data)
+        failpoint("upload.receiving")
 
 
 class _Body:

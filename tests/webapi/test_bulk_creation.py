@@ -342,8 +342,8 @@ def test_a_commit_in_doubt_is_said_to_be(service: Service, context: Context, mon
     lost: list[str] = []
 
     @contextmanager
-    def transaction(self: Database) -> Iterator[Any]:
-        with real(self) as tx:
+    def transaction(self: Database, **options: bool) -> Iterator[Any]:
+        with real(self, **options) as tx:
             yield tx
         if service.rows() and not lost:
             lost.append("once")

@@ -300,7 +300,7 @@ def test_the_database_may_be_away_for_a_moment(
     stream = played.start(job_id)
     stream.emit(chunk("one"))
     until(lambda: chunks(asked), 60)
-    real, away = context.database.reading, threading.Event()
+    real, away = context.reserve.reading, threading.Event()
     away.set()
 
     def reading() -> Any:
@@ -308,7 +308,7 @@ def test_the_database_may_be_away_for_a_moment(
             raise DatabaseUnavailable("away")
         return real()
 
-    monkeypatch.setattr(context.database, "reading", reading)
+    monkeypatch.setattr(context.reserve, "reading", reading)
     stream.emit(chunk("two"))
     stream.end()
     played.end(job_id)

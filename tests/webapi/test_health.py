@@ -44,7 +44,7 @@ def test_not_ready_without_the_schema(client: FlaskClient, database: Database) -
     """A database of another version is a 503 that says what to run."""
     with database.transaction() as tx:
         head = tx.exec_driver_sql("SELECT version_num FROM alembic_version").scalar_one()
-        tx.exec_driver_sql("UPDATE alembic_version SET version_num = 'older'")
+        tx.exec_driver_sql("UPDATE alembic_version SET version_num = '0002'")
     try:
         answer = client.get("/readyz")
         assert (answer.status_code, answer.json["code"]) == (503, "schema_outdated")
@@ -123,7 +123,7 @@ def test_a_database_outage_is_a_503(
     """The client is told to try again, and nothing of its request is logged."""
     assert client.post("/v1/jobs", json={"prompt": "warm"}).status_code == 202
 
-    def away() -> None:
+    def away(**_: object) -> None:
         raise DatabaseUnavailable("the connection was refused")
 
     monkeypatch.setattr(context.database, "transaction", away)
@@ -141,8 +141,8 @@ def lose_commits(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
     real = context.database.transaction
 
     @contextmanager
-    def lost() -> Iterator[sa.Connection]:
-        with real() as tx:
+    def lost(**options: bool) -> Iterator[sa.Connection]:
+        with real(**options) as tx:
             yield tx
         raise DatabaseUnavailable("the connection was lost")
 

@@ -191,7 +191,7 @@ def test_the_database_may_be_away_for_a_moment(
     stream = played.start()
     stream.emit(chunk("one "))
     asked.has(1)
-    real, away = context.database.reading, threading.Event()
+    real, away = context.reserve.reading, threading.Event()
     away.set()
 
     def reading() -> Any:
@@ -199,7 +199,7 @@ def test_the_database_may_be_away_for_a_moment(
             raise DatabaseUnavailable("away")
         return real()
 
-    monkeypatch.setattr(context.database, "reading", reading)
+    monkeypatch.setattr(context.reserve, "reading", reading)
     stream.emit(chunk("two"))
     stream.end()
     played.end(stream.job_id)

@@ -98,7 +98,7 @@ def test_what_cannot_be_removed_is_left_to_retention(
 ) -> None:
     """The row is still there, invisible, and names the object."""
 
-    def gone(_self: Database) -> None:
+    def gone(_self: Database, **_: object) -> None:
         raise DatabaseUnavailable
 
     with receiving(app, CONTENT):
