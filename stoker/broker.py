@@ -8,6 +8,7 @@ is started again.
 from __future__ import annotations
 
 import importlib.util
+import re
 import secrets
 import shutil
 import socket
@@ -59,6 +60,16 @@ def free_port() -> int:
             return port
     msg = f"no free port between {_PORTS.start} and {_PORTS.stop} for Redis: give --redis-url"
     raise BrokerError(msg)
+
+
+def bundled_redis(data: Path) -> str:
+    """Return the URL of the Redis that `stoker up` runs, or ran last, in a data folder; "" when there was none."""
+    try:
+        said = (data / "redis/redis.conf").read_text()
+    except OSError:
+        return ""
+    port, password = (re.search(rf"^{name} (\S+)$", said, re.MULTILINE) for name in ("port", "requirepass"))
+    return f"redis://:{password[1]}@127.0.0.1:{port[1]}/0" if port and password else ""
 
 
 class Broker:

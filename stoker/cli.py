@@ -187,6 +187,7 @@ def demo(
 bulk = typer.Typer(help="Many prompts at once: a file goes up, its results come back.", no_args_is_help=True)
 
 app.add_typer(cli_jobs.app)
+app.add_typer(cli_admin.care)
 bulk.add_typer(cli_bulk_run.app)
 bulk.add_typer(cli_bulk_submit.app)
 bulk.add_typer(cli_bulks.app)

@@ -17,9 +17,10 @@ import time
 from base64 import b64encode
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 
-from stoker import demo_model
+from stoker import demo_model, engine_rows, service_settings
 from stoker.broker import Broker, BrokerError
 from stoker.processes import Ledger, locked
 from stoker.running import EngineCannotStart, Running, UpError
@@ -52,8 +53,10 @@ def up(given: Mapping[str, object], say: Say) -> int:
                 _reap(ledger, say)
                 with closing(_listen(asked)) as listener:
                     settings, broker = _prepare(given, asked, data, listener, say)
+                    service_settings.write_down(settings)
                     signals.interrupting = False
-                    supervisor = Supervisor(ledger, data / "logs", signals, say)
+                    opened = partial(engine_rows.has_opened, settings)
+                    supervisor = Supervisor(ledger, data / "logs", signals, say, opened)
                     return Running(settings, supervisor, signals, say).run(broker, listener)
         except KeyboardInterrupt:
             say("stopped before anything was started")
@@ -139,6 +142,7 @@ def _prepare(
         found["redis_url"] = broker.url
     settings = load(**{**given, **found, **_model(asked, say)})
     _migrate(settings, say)
+    engine_rows.give_back(settings)
     for old in (data / "metrics").iterdir():
         old.unlink()
     return settings, broker

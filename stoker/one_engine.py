@@ -9,14 +9,17 @@ find the service's database and Redis -> end what an earlier run left -> run the
 from __future__ import annotations
 
 import os
-import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
+from stoker import engine_rows
+from stoker.broker import bundled_redis
 from stoker.processes import Ledger, locked
 from stoker.running import CANNOT_START, EngineCannotStart, UpError
+from stoker.service_settings import written_down
 from stoker.services import Service, commands, environment, whole_paths
 from stoker.settings import Settings, load
 from stoker.supervisor import Signals, Supervisor
@@ -38,7 +41,8 @@ def run(given: Mapping[str, object], say: Say) -> int:
         ledger = Ledger(folder / "processes.json")
         if ledger.reap():
             say(f"engine {name}: ended what an earlier run left")
-        supervisor = Supervisor(ledger, folder, signals, say)
+        engine_rows.give_back(settings)
+        supervisor = Supervisor(ledger, folder, signals, say, partial(engine_rows.has_opened, settings))
         supervisor.start(Service("engine", command, folder, environment(settings, os.environ)))
         say(f"engine {name}: loading; its log: {folder / 'engine.log'}")
         try:
@@ -77,6 +81,9 @@ def _joined(given: Mapping[str, object]) -> Settings:
     settings = load(**given)
     data = settings.data.expanduser().absolute()
     found: dict[str, object] = {"data": data, **whole_paths(settings)}
+    service = written_down(data)
+    if service is not None and "database_url" not in settings.model_fields_set:
+        found["database_url"] = service.database_url
     if "redis_url" not in settings.model_fields_set:
         found["redis_url"] = _bundled_redis(data)
     if settings.model and Path(settings.model).expanduser().is_dir():
@@ -85,13 +92,10 @@ def _joined(given: Mapping[str, object]) -> Settings:
 
 
 def _bundled_redis(data: Path) -> str:
-    """Return the URL of the Redis that `stoker up` runs in a data folder."""
-    config = data / "redis/redis.conf"
-    said = config.read_text() if config.exists() else ""
-    port, password = (re.search(rf"^{name} (\S+)$", said, re.MULTILINE) for name in ("port", "requirepass"))
-    if port is None or password is None:
+    found = bundled_redis(data)
+    if not found:
         raise UpError(f"no service runs in {data}: name its folder with --data, or its database and Redis")
-    return f"redis://:{password[1]}@127.0.0.1:{port[1]}/0"
+    return found
 
 
 def _why(said: str) -> str:

@@ -80,6 +80,19 @@ def locked(path: Path) -> Iterator[bool]:
         yield ours
 
 
+def is_locked(path: Path) -> bool:
+    """Tell whether somebody holds the lock of a file."""
+    try:
+        with path.open() as file:
+            # Shared, and for a moment only: it is in the way of nobody but one who starts in this very moment.
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
 class Ledger:
     """The file in which a supervisor writes down its processes, for the next one and for `stoker ps`."""
 

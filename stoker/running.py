@@ -14,6 +14,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from stoker import engine_rows
 from stoker.broker import Broker
 from stoker.services import Service, services
 from stoker.settings import Settings
@@ -124,7 +125,8 @@ class Running:
                 if self.exits[gone.name] >= _TRIES or (gone.name != "engine" and _reason(gone.said)):
                     raise UpError(self._failed(gone))
             why = _reason(gone.said)
-            self.say(f"{gone.name}: died ({gone.how}){why and f': {why}'}; starting again in {gone.delay:.1f} s")
+            end = "ended" if gone.status == 0 else f"died ({gone.how})"
+            self.say(f"{gone.name}: {end}{why and f': {why}'}; starting again in {gone.delay:.1f} s")
 
     def _failed(self, gone: Exit) -> str:
         why = _reason(gone.said)
@@ -180,6 +182,8 @@ class Running:
         self.signals.asked = 0
         self.say(f"stopping: running jobs have {drain:g} s to finish (again: at once)")
         killed = self.supervisor.stop(["engine"], drain + _DRAIN_MARGIN)
+        if killed:
+            engine_rows.give_back(self.settings)  # before a sweeper finds its jobs under an engine that died
         listener.close()
         killed += self.supervisor.stop(["web", "collector", "worker", "bulk", "beat"], _GRACE)
         killed += self.supervisor.stop(["redis"], _GRACE)

@@ -176,6 +176,18 @@ def test_there_is_one_head(sqlite_database: Database) -> None:
         assert len(ScriptDirectory.from_config(schema._config(tx)).get_heads()) == 1
 
 
+def test_each_step_says_who_can_live_with_it() -> None:
+    """From the fourth on: `0007_since_0005`. What expands keeps the `since` of the step before; it never goes back."""
+    script = ScriptDirectory(str(schema.STEPS))
+    oldest = "0003"
+    for step in reversed(list(script.walk_revisions())):
+        number, _, since = step.revision.partition("_since_")
+        assert Path(step.path).name.startswith(f"{number}_")
+        if number > "0003":
+            assert oldest <= since <= number, f"{step.revision}: name it {number}_since_{oldest}, unless it contracts"
+            oldest = since
+
+
 def test_the_steps_import_nothing_of_ours() -> None:
     """A step is frozen: what it makes does not change with the code."""
     for step in (Path(schema.__file__).parent / "migrations" / "versions").glob("[0-9]*.py"):

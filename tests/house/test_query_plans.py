@@ -24,6 +24,7 @@ from models import (
     census,
     cohorts,
     deliveries,
+    diagnosis,
     due,
     ends,
     engines,
@@ -36,6 +37,7 @@ from models import (
     retention,
     schema,
     views,
+    waiting,
 )
 from models.db import Database, new_id, now
 from models.ends import Settled
@@ -221,6 +223,11 @@ BY_INDEX: dict[str, tuple[Work, set[str]]] = {
     "claim deliveries": (lambda tx: deliveries.claim(tx, 16, 30.0), {"deliveries_due"}),
     "census": (lambda tx: census.take(tx, 15.0), {"jobs_queue", "jobs_cohorts", "jobs_delayed", "jobs_batch"}),
     "queue ages": (lambda tx: census.ages(tx, [("fake", "standard")]), {"jobs_queue"}),
+    "waiting of an owner": (
+        lambda tx: waiting.of_owner(tx, "o7", 10**6),
+        {"jobs_queue", "jobs_cohorts", "jobs_delayed"},
+    ),
+    "waiting of all": (lambda tx: waiting.of_all(tx, 10**6), {"jobs_queue", "jobs_cohorts", "jobs_delayed"}),
     "rings": (lambda tx: batches.engines_to_ring(tx, 15.0), {"batches_ready"}),
     "busy engines": (cohorts.busy_engines, {"batches_cohorts"}),
     "list": (lambda tx: views.page(tx, "small", views.Filters(), after=None, limit=20), {"jobs_owner"}),
@@ -252,6 +259,14 @@ BY_INDEX: dict[str, tuple[Work, set[str]]] = {
     **{name: work for kind in retention.KINDS for name, work in _aged(kind).items()},
     "fading files": (lambda tx: retention.fading(tx, 5e9, 0.0, 100), {"files_expiry", "files_leftover"}),
     "removable files": (lambda tx: retention.removable(tx, (0.0, ""), 100), {"files_leftover"}),
+    "doctor: jobs without a batch": (diagnosis.without_batch, {"jobs_batch"}),
+    "doctor: lapsed leases": (lambda tx: diagnosis.lapsed(tx, 60.0), {"batches_running"}),
+    "doctor: unclaimed batches": (lambda tx: diagnosis.unclaimed(tx, 60.0), {"batches_ready"}),
+    "doctor: overdue jobs": (lambda tx: diagnosis.overdue(tx, 60.0), {"jobs_delayed"}),
+    "doctor: suspected jobs": (diagnosis.suspected, {"jobs_cohorts"}),
+    "doctor: deaths": (lambda tx: diagnosis.deaths(tx, 600.0), {"batches_recent"}),
+    "doctor: unsent deliveries": (lambda tx: diagnosis.unsent(tx, 60.0), {"deliveries_due"}),
+    "doctor: failing deliveries": (lambda tx: diagnosis.failing(tx, 86_400.0), {"deliveries_due"}),
     "a key": (lambda tx: keys.owner_of(tx, "sk-stoker-none"), set()),
 }
 BOUNDED = {
@@ -262,6 +277,7 @@ BOUNDED = {
     "claim deliveries": "next_at",
     "expired leases": "lease_until",
     "queue ages": "owner",
+    "waiting of an owner": "owner",
 }
 """The index is searched up to now, or of each owner the head, not read through with a filter."""
 HOPS = frozenset({"queue ages"})

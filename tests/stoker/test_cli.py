@@ -27,7 +27,20 @@ def stoker(*arguments: str, **environment: str) -> Result:
     return CliRunner().invoke(app, list(arguments), env=environment, catch_exceptions=False)
 
 
-HELPFUL = [(), ("up",), ("submit",), ("keys", "create"), ("ps",), ("bulk",), ("bulk", "run"), ("batch", "create")]
+HELPFUL = [
+    (),
+    ("up",),
+    ("submit",),
+    ("keys", "create"),
+    ("ps",),
+    ("bulk",),
+    ("bulk", "run"),
+    ("batch", "create"),
+    ("doctor",),
+    ("restart",),
+    ("db", "backup"),
+    ("db", "restore"),
+]
 
 
 @pytest.mark.parametrize("command", HELPFUL)
