@@ -14,7 +14,7 @@ STAMP := .venv/.stoker-$(BACKEND)
 CODE  := stoker webapi tasks models tests benchmarks
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format bench lock clean
+.PHONY: help setup demo test chaos check format bench lock clean
 
 help: ## Show what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -26,6 +26,9 @@ demo: setup ## See real answers go the whole way: HTTP, database, batch, vLLM, p
 
 test: setup ## Run the whole suite; more of pytest's arguments in ARGS="-k jobs"
 	@env -u BASE_URL $(RUN) -m pytest $(ARGS)
+
+chaos: setup ## Break a real service for minutes and count what was lost: SEED=1 MINUTES=5, on SQLite with ARGS=--sqlite
+	@$(RUN) -m tests.chaos --seed $(or $(SEED),1) --minutes $(or $(MINUTES),5) $(ARGS)
 
 check: setup ## Check format, lint, types and who imports whom
 	.venv/bin/ruff format --check .

@@ -48,11 +48,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say how many tests ran on what."""
+    """Say how many tests ran on what, and what chaos came to."""
     ran = [*terminalreporter.stats.get("passed", ()), *terminalreporter.stats.get("failed", ())]
     counts = Counter(mark for report in ran if report.when == "call" for mark in COUNTED if mark in report.keywords)
     counted = ", ".join(f"{mark} {counts[mark]}" for mark in COUNTED)
     terminalreporter.write_sep("=", f"tests that ran on: {counted}")
+    for told in (text for report in ran if report.when == "call" for name, text in report.user_properties):
+        terminalreporter.write_line(str(told))
 
 
 @pytest.fixture(scope="session")

@@ -55,9 +55,16 @@ class _Account:
 class Server:
     """A server process with its folder: can be ended, killed, and started again on the same port and data."""
 
-    def __init__(self, command: Callable[[int], Sequence[str]], folder: Path, account: _Account | None = None) -> None:
+    def __init__(
+        self,
+        command: Callable[[int], Sequence[str]],
+        folder: Path,
+        account: _Account | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self._command = command
         self._account = account
+        self._environment = environment
         self._guard: subprocess.Popen[bytes] | None = None
         self.process: subprocess.Popen[bytes] | None = None
         self.folder = folder
@@ -76,7 +83,7 @@ class Server:
     def start(self) -> None:
         """Start the process and wait until it answers. Raises ServerError."""
         with (self.folder / "log").open("ab") as log:
-            self.process = _spawn(self._command(self.port), self._account, log)
+            self.process = _spawn(self._command(self.port), self._account, log, self._environment)
         self._guard = subprocess.Popen(
             ["sh", "-c", _GUARD, "sh", str(self.pid), "INT", str(self.folder)],
             stdin=subprocess.PIPE,
@@ -167,10 +174,16 @@ class Redis(Server):
 
 
 @contextmanager
-def postgres(*, fsync: bool = False, options: Mapping[str, str] | None = None) -> Iterator[Postgres]:
+def postgres(
+    *,
+    fsync: bool = False,
+    options: Mapping[str, str] | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> Iterator[Postgres]:
     """Run a PostgreSQL server. With `fsync=False` it is fast and forgets when the machine (not it) crashes.
 
-    `options` are settings as in postgresql.conf. Raises ServerError when there is no PostgreSQL.
+    `options` are settings as in postgresql.conf, `environment` variables of the server. Raises ServerError when there
+    is no PostgreSQL.
     """
     chosen = {
         "listen_addresses": "127.0.0.1",
@@ -194,7 +207,7 @@ def postgres(*, fsync: bool = False, options: Mapping[str, str] | None = None) -
         if made.returncode != 0:
             raise ServerError(f"initdb failed:\n{said.decode(errors='replace')[-2000:]}")
         run = [str(programs / "postgres"), "-D", str(data), *settings]
-        with _running(Postgres(lambda port: [*run, "-p", str(port)], folder, account)) as server:
+        with _running(Postgres(lambda port: [*run, "-p", str(port)], folder, account, environment)) as server:
             yield server
 
 
@@ -258,11 +271,16 @@ def _folder(kind: str) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _spawn(command: Sequence[str], account: _Account | None, output: IO[bytes] | int) -> subprocess.Popen[bytes]:
+def _spawn(
+    command: Sequence[str],
+    account: _Account | None,
+    output: IO[bytes] | int,
+    environment: Mapping[str, str] | None = None,
+) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         list(command),
         cwd="/",
-        env={"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C"},
+        env={"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C", **(environment or {})},
         stdin=subprocess.DEVNULL,
         stdout=output,
         stderr=subprocess.STDOUT,
