@@ -14,6 +14,10 @@ NAMES = (
     "latency",
     "queue_depth",
     "recovery",
+    "poison",
+    "blame",
+    "outage",
+    "soak",
     "ingest",
     "fairness",
     "bulk_million",
@@ -23,6 +27,7 @@ NAMES = (
     "router",
     "failover",
     "waiters",
+    "overload",
 )
 
 

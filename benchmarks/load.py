@@ -8,7 +8,7 @@ import random
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import count as numbers
 from typing import Any
@@ -155,6 +155,47 @@ async def _steadily(url: str, rate: float, key: str, ended: threading.Event, too
                 return
             body = json.dumps(_chat(f"20-{number}", chance, "fake", 16)).encode()
             group.create_task(_timed(session, url, body, due, took))
+
+
+@contextmanager
+def patiently(url: str, rate: float, model: str, hook: str, share: float) -> Iterator[list[float]]:
+    """Post so many jobs a second during the `with`, each again until it is accepted; `share` of them with a webhook.
+
+    Yields a growing list of the seconds that each took. A key makes of a repetition no second job.
+    """
+    took: list[float] = []
+    ended = threading.Event()
+
+    async def one(session: aiohttp.ClientSession, number: int, due: float) -> None:
+        job: dict[str, Any] = {"model": model, "prompt": f"soak {number}"}
+        if number * share % 1 + share >= 1:
+            job["webhook"] = {"url": hook}
+        while True:
+            with suppress(aiohttp.ClientError, TimeoutError):
+                async with session.post(url, json=job, headers={"Idempotency-Key": f"soak-{number}"}) as answer:
+                    await answer.read()
+                if answer.status in {200, 202}:
+                    took.append(time.time() - due)
+                    return
+            await asyncio.sleep(0.5)
+
+    async def work() -> None:
+        began = time.time()
+        timeout = aiohttp.ClientTimeout(total=30)
+        async with aiohttp.ClientSession(timeout=timeout) as session, asyncio.TaskGroup() as group:
+            for number in numbers():
+                await asyncio.sleep(max(0.0, began + number / rate - time.time()))
+                if ended.is_set():
+                    return
+                group.create_task(one(session, number, began + number / rate))
+
+    thread = threading.Thread(target=lambda: asyncio.run(work()), name="posts")
+    thread.start()
+    try:
+        yield took
+    finally:
+        ended.set()
+        thread.join()
 
 
 async def _timed(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import http.client
 import os
 import signal
 import subprocess
@@ -58,6 +59,7 @@ class Service:
     postgres: servers.Postgres | None
     model: str
     said: list[str] = field(default_factory=list)
+    environment: dict[str, str] = field(default_factory=dict, repr=False)
 
     @property
     def redis_url(self) -> str:
@@ -100,10 +102,11 @@ class Service:
 
 
 @contextmanager
-def running(settings: Mapping[str, object], *, sqlite: bool = False) -> Iterator[Service]:
+def running(settings: Mapping[str, object], *, sqlite: bool = False, ready: bool = True) -> Iterator[Service]:
     """Run `stoker up` with these settings (by their names) on fresh servers, until the end of the `with`.
 
-    The database syncs to the disk. Raises BenchmarkError when the service does not start, or leaves a process behind.
+    The database syncs to the disk. Without `ready` only the web server is waited for. Raises BenchmarkError when the
+    service does not start, or leaves a process behind.
     """
     with (
         nullcontext() if sqlite else servers.postgres(fsync=True) as postgres,
@@ -111,15 +114,21 @@ def running(settings: Mapping[str, object], *, sqlite: bool = False) -> Iterator
         tempfile.TemporaryDirectory(prefix="stoker-bench-") as folder,
     ):
         data = Path(folder)
-        given = {"data": data, "redis_url": redis.url, "port": 0, **settings}
+        given = {"data": data, "redis_url": redis.url, "port": 0 if ready else servers.free_port(), **settings}
         given |= {"database_url": postgres.create("bench")} if postgres else {}
         made = load(**given)
         database = Database(made.database, pool_size=4)
         service = Service("", data, redis, database, postgres, made.served_name)
         try:
-            with child([sys.executable, "-m", "stoker.cli", "up"], environment(given)) as (process, said):
+            # As installed: with bytecode, also from a checkout whose environment keeps Python from writing any.
+            environ = environment(given) | {
+                "PYTHONPYCACHEPREFIX": str(data / "bytecode"),
+                "PYTHONDONTWRITEBYTECODE": "",
+            }
+            with child([sys.executable, "-m", "stoker.cli", "up"], environ) as (process, said):
                 service.said = said
-                service.url = _ready(process, said)
+                service.url = _ready(process, said) if ready else _answering(f"http://127.0.0.1:{given['port']}")
+                service.environment = environ
                 yield service
         finally:
             database.close()
@@ -191,6 +200,21 @@ def _ready(process: subprocess.Popen[str], said: Sequence[str]) -> str:
             break
         time.sleep(0.05)
     raise BenchmarkError("the service did not start:\n" + "\n".join(said[-20:]))
+
+
+def _answering(url: str) -> str:
+    def answers() -> bool:
+        connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=1)
+        try:
+            connection.request("GET", "/livez")
+            return connection.getresponse().status == http.client.OK
+        except (OSError, http.client.HTTPException):
+            return False
+        finally:
+            connection.close()
+
+    wait_until(answers, PATIENCE, "the web server to answer")
+    return url
 
 
 def wait_until(done: Callable[[], object], within: float, what: str, every: float = 0.1) -> None:

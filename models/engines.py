@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import sqlalchemy as sa
@@ -75,13 +75,16 @@ class Live:
     slots: int
     reserve: int
     apart: bool = False
+    started_at: float = field(default=0.0, compare=False)
 
 
 def predecessor(tx: sa.Connection, engine: str) -> Incarnation | None:
     """Return the last incarnation of an engine, locked, so that two that start at once do not both reap it."""
     row = tx.execute(sa.select(table).where(table.c.id == engine).with_for_update()).one_or_none()
-    if row is None:
-        return None
+    return None if row is None else _incarnation(row)
+
+
+def _incarnation(row: AnyRow) -> Incarnation:
     return Incarnation(row.id, row.incarnation, row.kind, row.host, row.pid, row.process_group, row.process_start)
 
 
@@ -143,6 +146,24 @@ def working(tx: sa.Connection, old: Incarnation, within: float, *, loading: bool
     return row is not None and row.state != "gone" and bool(row.seen or (loading and row.state == "starting"))
 
 
+def state(tx: sa.Connection, mine: Incarnation) -> str | None:
+    """Return the state of an incarnation, locked; None when another has taken its engine's name or it has gone."""
+    ours = (table.c.id == mine.engine, table.c.incarnation == mine.id, table.c.state != literal("gone"))
+    return tx.execute(sa.select(table.c.state).where(*ours).with_for_update()).scalar_one_or_none()
+
+
+def has_opened(tx: sa.Connection, engine: str, pid: int) -> bool:
+    """Tell whether this process of an engine got as far as taking work: it has slots since then, also when gone."""
+    mine = sa.exists().where(table.c.id == engine, table.c.pid == pid, table.c.slots > 0)
+    return tx.execute(sa.select(mine)).scalar_one()
+
+
+def of_host(tx: sa.Connection, host: str) -> list[Incarnation]:
+    """Return the incarnations of a machine that have not gone."""
+    here = sa.select(table).where(table.c.host == host, table.c.state != literal("gone"))
+    return [_incarnation(row) for row in tx.execute(here)]
+
+
 def leave(tx: sa.Connection, mine: Incarnation, state: str) -> None:
     """Close an engine for work: `draining`, then `gone`."""
     mine_only = (table.c.id == mine.engine, table.c.incarnation == mine.id)
@@ -152,7 +173,7 @@ def leave(tx: sa.Connection, mine: Incarnation, state: str) -> None:
 def live(tx: sa.Connection, within: float, model: str | None = None) -> list[Live]:
     """Return engines that take work and were seen within so many seconds; with a model, what they have for it."""
     own = sa.null() if model is None else serving.c.slots
-    chosen = sa.select(table.c.id, table.c.slots, table.c.reserve, own.label("own")).where(
+    chosen = sa.select(table.c.id, table.c.slots, table.c.reserve, own.label("own"), table.c.started_at).where(
         table.c.state == literal("live"), table.c.seen_at > now() - within
     )
     if model is not None:
@@ -160,12 +181,12 @@ def live(tx: sa.Connection, within: float, model: str | None = None) -> list[Liv
     return [_live(*row) for row in tx.execute(chosen.order_by(table.c.id))]
 
 
-def _live(engine: str, slots: int, reserve: int, own: int | None) -> Live:
+def _live(engine: str, slots: int, reserve: int, own: int | None, started_at: float) -> Live:
     if own is None:
-        return Live(engine, slots, reserve)
+        return Live(engine, slots, reserve, started_at=started_at)
     # Its part of the reserve, rounded up, but never all that it has.
     kept = math.ceil(reserve * own / max(1, slots))
-    return Live(engine, own, min(kept, max(0, own - 1)), apart=True)
+    return Live(engine, own, min(kept, max(0, own - 1)), apart=True, started_at=started_at)
 
 
 def remember(tx: sa.Connection, name: str, max_model_len: int | None, tokenizer: str | None) -> None:

@@ -106,9 +106,20 @@ class _Child:
 class Supervisor:
     """The processes of one data folder."""
 
-    def __init__(self, ledger: Ledger, logs: Path, signals: Signals, say: Callable[[str], None]) -> None:
-        """Keep account in `ledger`; each process writes to `logs`/<name>.log; `say` gets what a person must know."""
+    def __init__(
+        self,
+        ledger: Ledger,
+        logs: Path,
+        signals: Signals,
+        say: Callable[[str], None],
+        engine_opened: Callable[[int], bool] = lambda _pid: False,
+    ) -> None:
+        """Keep account in `ledger`; each process writes to `logs`/<name>.log; `say` gets what a person must know.
+
+        `engine_opened` tells of an engine's pid whether that process got as far as taking work.
+        """
         self._ledger = ledger
+        self._engine_opened = engine_opened
         self._logs = logs
         self._signals = signals
         self._say = say
@@ -197,7 +208,9 @@ class Supervisor:
                 continue
             status = self._end(child)
             lived = time.monotonic() - child.started
-            child.failures = 0 if lived > SETTLED_AFTER else child.failures + 1
+            # Delays are for what cannot start. An engine that died of what it ran is needed again at once.
+            opened = child.service.name == "engine" and self._engine_opened(process.pid)
+            child.failures = 0 if lived > SETTLED_AFTER or opened else child.failures + 1
             delay = min(MOST_BACKOFF, FIRST_BACKOFF * 2 ** max(0, child.failures - 1))
             child.due = time.monotonic() + delay
             exits.append(Exit(child.service.name, status, lived, self.said(child.service.name), delay))

@@ -16,6 +16,7 @@ import structlog
 
 from models import batches, cohorts, engines, loads, queue
 from models.db import Database, new_id
+from models.failpoints import failpoint
 from stoker.settings import LANES, LaneRules, Settings
 from tasks import batching, metrics, policies, sizes
 from tasks.app import app, context
@@ -61,6 +62,7 @@ def cut_all(database: Database, settings: Settings, model: str) -> float | None:
             return step.seconds
         metrics.batches_cut.labels(model, step.lane, step.reason).inc()
         metrics.batch_size.labels(model, step.lane).observe(len(step.ids))
+        failpoint("collector.cut")
         for engine in _engines_to_ring(database, settings, model, step):
             doorbell().engine(engine)
 
@@ -188,12 +190,16 @@ def _pay(  # a decision has these facts
 def _cut_cohort(
     tx: sa.Connection, model: str, alive: Sequence[engines.Live], running: Sequence[loads.Running]
 ) -> batches.Cut | None:
-    """Cut the oldest waiting cohort for the least busy engine, which then takes nothing else."""
+    """Cut the oldest waiting cohort for the least busy engine, which then takes nothing else.
+
+    A job alone goes to the engine that has stood longest: what is sick and dies of anything started a moment ago.
+    """
     found = cohorts.next_waiting(tx, model) if alive else None
     if found is None:
         return None
     cohort, members = found
-    engine = min(alive, key=lambda free: sum(one.jobs for one in running if one.engine == free.id))
+    by_load = {free.id: sum(one.jobs for one in running if one.engine == free.id) for free in alive}
+    engine = min(alive, key=lambda free: (free.started_at if len(members) == 1 else 0.0, by_load[free.id]))
     lane = min((member.lane for member in members), key=LANES.index)
     ids, tokens = [member.id for member in members], sum(member.tokens for member in members)
     cut = batches.Cut(model, lane, LANES.index(lane), "cohort", ids, tokens, cohort, engine.id)

@@ -22,6 +22,8 @@ from celery import signals
 from models import cohorts, engines
 from models.db import Database
 from models.engines import Incarnation
+from models.errors import DatabaseUnavailable
+from models.failpoints import failpoint
 from stoker.settings import Settings
 from tasks import reaper
 from tasks.app import app, context
@@ -72,7 +74,9 @@ def take_over(database: Database, settings: Settings) -> Incarnation:
         # Again, and locked: of two that start at once the second gives back what the first registered.
         old = engines.predecessor(tx, settings.engine_name)
         if old is not None and old.host == mine.host:
-            crash = cohorts.crash(tx, old.engine, old.id, "crashed", max_attempts=settings.max_attempts)
+            # A machine that went down took the engine with it, whatever ran there.
+            charge = not reaper.rebooted(old)
+            crash = cohorts.vanish(tx, old, max_attempts=settings.max_attempts, charge=charge)
             models.update(crash.models)
             log.info("took over", batches=crash.batches, jobs=crash.requeued, poison=len(crash.poison))
         engines.register(tx, mine)
@@ -112,24 +116,32 @@ def _start(sender: Any, **_: Any) -> None:
         return
     here = context()
     configure(here.settings.log_level)
+    mine = None
     try:
         mine = take_over(here.database, here.settings)
+        failpoint("engine.took_over")
         engine = make_engine(here.settings)
         engine.start()
         worker = Worker(here.database, here.settings, engine, mine, doorbell())
     except EngineStartError as error:
-        _give_up(str(error), EXIT_SETTINGS)
+        _give_up(here.database, mine, str(error), EXIT_SETTINGS)
     except EngineFailure as error:
-        _give_up(str(error), EXIT_FAILED)
+        _give_up(here.database, mine, str(error), EXIT_FAILED)
     except Exception as error:
         # A worker without an engine would take rings for ever, and nobody would start it again.
         log.exception("engine did not start", error=type(error).__name__)
-        _give_up(f"{type(error).__name__}: {error}", EXIT_FAILED)
+        _give_up(here.database, mine, f"{type(error).__name__}: {error}", EXIT_FAILED)
     _here.append(worker)
 
 
-def _give_up(why: str, status: int) -> None:
+def _give_up(database: Database, mine: Incarnation | None, why: str, status: int) -> None:
     # Celery swallows what a signal's receiver raises, and a half-loaded engine's threads may never end.
+    try:
+        if mine is not None:
+            with database.transaction() as tx:
+                engines.leave(tx, mine, "gone")  # or it would count as killed by somebody while nothing ran on it
+    except DatabaseUnavailable as error:
+        log.warning("that the engine has gone is not noted", error=str(error))
     sys.stderr.write(f"stoker engine: {' '.join(why.split())}\n")
     sys.stderr.flush()
     os._exit(status)

@@ -15,15 +15,19 @@ import structlog
 
 from models.db import new_id
 from models.engines import Incarnation
-from tasks.proc import boot, look, running
+from tasks.proc import PROC, boot, look, running
 
 log = structlog.get_logger(__name__)
 
 
 def process_start(pid: int) -> str:
-    """Return boot and start time (clock ticks) of a process: with the pid, its identity."""
+    """Return boot, container (its pids are its own) and start time (clock ticks) of a process: its identity."""
     process = look(pid)
-    return f"{boot()}:{process.start if process else 0}"
+    return f"{boot()}.{_container()}:{process.start if process else 0}"
+
+
+def _container() -> str:
+    return (PROC / "self/ns/pid").readlink().name.strip("pid:[]")
 
 
 def incarnation(engine: str, kind: str) -> Incarnation:
@@ -39,10 +43,21 @@ def may_live(old: Incarnation) -> bool:
     return old.host != socket.gethostname() or process_start(old.pid) == old.process_start
 
 
+def has_died(old: Incarnation) -> bool:
+    """Tell whether the process of an incarnation is known to be gone: it was one of those that can be seen here."""
+    seen = old.host == socket.gethostname() and old.process_start.partition(":")[0] == f"{boot()}.{_container()}"
+    return seen and not may_live(old)
+
+
+def rebooted(old: Incarnation) -> bool:
+    """Tell whether the machine has booted since an incarnation of this host started."""
+    return not old.process_start.startswith(boot())
+
+
 def survivors(old: Incarnation) -> list[int]:
     """Return the living processes of an incarnation that ran on this machine since it booted, never our own."""
-    booted, _, start = old.process_start.rpartition(":")
-    if old.host != socket.gethostname() or booted != boot() or old.process_group == os.getpgrp():
+    start = old.process_start.rpartition(":")[2]
+    if old.host != socket.gethostname() or rebooted(old) or old.process_group == os.getpgrp():
         return []
     leader = look(old.process_group)
     if leader is not None and leader.start != int(start):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from functools import partial
 
@@ -10,11 +11,13 @@ import structlog
 
 from models import batches, bulk_leases, cohorts, deliveries, due, engines, idempotency, queue, sweeps
 from models.db import Database
+from models.failpoints import failpoint
 from stoker.settings import Settings
 from tasks import metrics
 from tasks.app import app, context
 from tasks.doorbell import Doorbell, doorbell
 from tasks.holders import has_died
+from tasks.reaper import has_died as has_vanished
 
 log = structlog.get_logger(__name__)
 
@@ -40,13 +43,25 @@ def sweep_once(database: Database, settings: Settings, bell: Doorbell) -> None:
         may_expire = sweeps.begin(tx, settings.lease)
     if may_expire is None:
         return
+    _end_dead(database, settings)
     if may_expire:
         _end_lost(database, settings)
+    failpoint("sweeper.swept")
     _give_back_stranded(database, settings)
     _move_due(database, bell)
     _forget_keys(database, settings)
     _free_bulks(database)
     _ring(database, settings, bell)
+
+
+def _end_dead(database: Database, settings: Settings) -> None:
+    """End the incarnations whose process, on this machine, has died: no other engine need wait for their leases."""
+    with database.reading() as tx:
+        dead = [found for found in engines.of_host(tx, socket.gethostname()) if has_vanished(found)]
+    for incarnation in dead:
+        crash = database.retrying(partial(cohorts.vanish, gone=incarnation, max_attempts=settings.max_attempts))
+        metrics.swept.labels("dead_engines").inc()
+        log.warning("an engine's process has died", engine=incarnation.engine, batches=crash.batches)
 
 
 def _end_lost(database: Database, settings: Settings) -> None:
@@ -64,7 +79,8 @@ def _end_incarnation(tx: sa.Connection, settings: Settings, engine: str, incarna
     # Asked again in the transaction that ends it: it may have renewed, or another sweeper was here.
     if (engine, incarnation) not in batches.expired(tx):
         return cohorts.Crash()
-    return cohorts.crash(tx, engine, incarnation, "lost", max_attempts=settings.max_attempts)
+    # Frozen, cut off, or a machine that went down: nothing says that its jobs did it.
+    return cohorts.crash(tx, engine, incarnation, "lost", max_attempts=settings.max_attempts, charge=False)
 
 
 def _give_back_stranded(database: Database, settings: Settings) -> None:

@@ -37,7 +37,8 @@ class Run:
         self.data = data
         self.log = data.parent / "starts"
         self.up = Up(data, *(options or ("--engine", "fake")), STOKER_FAKE_LOG=str(self.log), **(QUICK | environment))
-        self.client = Client(self.up.url())
+        self.url = self.up.url()
+        self.client = Client(self.url)
         url = options[options.index("--database-url") + 1] if "--database-url" in options else ""
         self.database = Database(load(data=data, database_url=url).database)
         self.accepted: list[str] = []
@@ -76,6 +77,11 @@ class Run:
         with self.database.reading() as tx:
             mine = engines.predecessor(tx, "engine")
             return mine is not None and mine.pid != before and bool(engines.live(tx, 15.0))
+
+    def live(self) -> int:
+        """Return how many engines are open for work."""
+        with self.database.reading() as tx:
+            return len(engines.live(tx, 15.0))
 
     def count(self, state: str) -> int:
         """Return how many jobs are in a state."""

@@ -68,6 +68,26 @@ def test_what_dies_is_started_again_within_a_second(tmp_path: Path, supervisor: 
     assert str(first) in (tmp_path / "one.log").read_text()
 
 
+def test_an_engine_that_had_opened_is_started_again_without_a_growing_pause(tmp_path: Path, signals: Signals) -> None:
+    """The pause is for what cannot start: a search for the prompt that kills engines is not held up by it."""
+    opened: list[int] = []
+
+    def ask(pid: int) -> bool:
+        opened.append(pid)
+        return True
+
+    made = Supervisor(Ledger(tmp_path / "processes.json"), tmp_path, signals, print, ask)
+    for name in ("engine", "other"):
+        made.start(python(tmp_path, "import sys; sys.exit(1)", name))
+    exits: list[Exit] = []
+    try:
+        exits += tend_until(made, lambda: len(opened) >= 3)
+    finally:
+        made.stop(made.names(), 0)
+    assert {gone.delay for gone in exits if gone.name == "engine"} == {0.2}
+    assert len(set(opened)) == len(opened)
+
+
 def test_a_process_that_cannot_live_is_started_ever_more_slowly(tmp_path: Path, supervisor: Supervisor) -> None:
     """The pause doubles with each quick death, and the status and the last words are told."""
     supervisor.start(python(tmp_path, "import sys; sys.exit('no luck')"))

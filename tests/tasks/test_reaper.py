@@ -70,6 +70,22 @@ def test_another_process_of_the_same_number_is_left_alone(family: subprocess.Pop
     assert family.poll() is None
 
 
+def test_only_what_could_be_seen_here_is_known_to_have_died(family: subprocess.Popen[str]) -> None:
+    """Of another machine's, another boot's and another container's processes nothing is known."""
+    old = recorded(family.pid)
+    assert not reaper.has_died(old)
+    os.killpg(family.pid, signal.SIGKILL)
+    family.wait()
+    assert reaper.has_died(old)
+    here, _, start = old.process_start.rpartition(":")
+    boot, _, container = here.partition(".")
+    assert not reaper.has_died(replace(old, host="elsewhere"))
+    assert not reaper.has_died(replace(old, process_start=f"another-boot.{container}:{start}"))
+    assert not reaper.has_died(replace(old, process_start=f"{boot}.4711:{start}"))
+    assert reaper.rebooted(replace(old, process_start=f"another-boot.{container}:{start}"))
+    assert not reaper.rebooted(old)
+
+
 def test_a_process_never_reaps_its_own_group() -> None:
     """A worker that finds its own group recorded (started again in place) does not end itself."""
     mine = replace(recorded(os.getpid()), process_group=os.getpgrp())

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import socket
+import subprocess
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import cast
 
 import pytest
@@ -10,10 +14,11 @@ import sqlalchemy as sa
 
 from models import batches, bulk_leases, bulks, deliveries, ends, engines, idempotency, jobs, sweeps, views
 from models.bulks import NewBulk
-from models.db import Database, now
+from models.db import Database, new_id, now
+from models.engines import Incarnation
 from models.jobs import Webhook
 from stoker.settings import Settings
-from tasks import collector, sweeper
+from tasks import collector, reaper, sweeper
 from tasks.doorbell import Doorbell
 from tasks.holders import new_holder
 from tasks.sweeper import sweep_once
@@ -51,6 +56,31 @@ def test_an_expired_lease_gives_the_jobs_back(database: Database, settings: Sett
     assert states(database) == {"queued": 3}
     with database.reading() as tx:
         assert tx.execute(sa.select(batches.table.c.state)).scalar_one() == "lost"
+    assert ("collector", "fake/") in bell.rung
+
+
+def test_a_dead_engine_of_this_machine_is_ended_at_once(database: Database, settings: Settings, bell: Bell) -> None:
+    """Its lease may run for long: who sees that its process is gone gives its jobs back; one that lives keeps them."""
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    pid = os.getpid()
+    here = Incarnation("here", new_id("run"), "fake", socket.gethostname(), pid, pid, reaper.process_start(pid))
+    gone = replace(here, engine="gone", id=new_id("run"), pid=ended.pid)
+    for mine in (here, gone):
+        with database.transaction() as tx:
+            engines.register(tx, mine)
+            engines.go_live(tx, mine, 4, 0, {"fake": None})
+        submit(database, mine.engine, lane="realtime")
+        collector.cut_all(database, settings, "fake")
+        with database.transaction() as tx:
+            assert batches.claim(tx, mine, [0], 600.0, idle=True)
+    sweep(database, settings, bell)
+    assert states(database) == {"running": 1, "queued": 1}
+    with database.reading() as tx:
+        assert [engine.id for engine in engines.live(tx, 15.0)] == ["here"]
+        assert tx.execute(sa.select(batches.table.c.state).where(batches.table.c.engine_id == "gone")).scalar_one() == (
+            "crashed"
+        )
     assert ("collector", "fake/") in bell.rung
 
 
