@@ -11,8 +11,12 @@ from models.results import NewResult
 from stoker.settings import Settings
 from tasks.backoff import delay
 from tasks.engines.base import Completion, Deferred, Outcome, Rejection, Request
+from tasks.engines.refusals import TIMED_OUT
 from tasks.flights import Flight
 from tasks.tokens import Tokens
+
+_LATE = 10.0
+"""Seconds after a job's expiry at which its engine gives it up."""
 
 
 def requests(flight: Flight, settings: Settings, tokens: Tokens) -> list[Request]:
@@ -21,9 +25,7 @@ def requests(flight: Flight, settings: Settings, tokens: Tokens) -> list[Request
 
 
 def _request(job: ClaimedJob, flight: Flight, settings: Settings, tokens: Tokens) -> Request:
-    # A job that expires in the engine is ended by the sweeper; the engine's own limit comes a little later.
-    most = settings.request_timeout
-    timeout = most if job.left is None else min(most, job.left + 10.0)
+    timeout = _expiry(job) if _expires(job, settings) else settings.request_timeout
     emit = None
     if calls.is_streamed(job.body):
         flight.streams[job.id] = stream = tokens.open(job.id, job.attempts, flight.holds)
@@ -31,13 +33,23 @@ def _request(job: ClaimedJob, flight: Flight, settings: Settings, tokens: Tokens
     return Request(job.id, job.endpoint, job.body, flight.batch.lane, timeout, flight.batch.model, emit, job.trace)
 
 
+def _expiry(job: ClaimedJob) -> float:
+    # The sweeper ends a job that expires in the engine; only where it cannot, the engine's own limit comes to it.
+    return (job.left or 0.0) + _LATE
+
+
+def _expires(job: ClaimedJob, settings: Settings) -> bool:
+    """Tell whether it is the job's expiry that limits its time in the engine."""
+    return job.left is not None and _expiry(job) < settings.request_timeout
+
+
 def is_final(outcome: Outcome) -> bool:
     """Tell whether an outcome ends its job."""
     return not isinstance(outcome, Deferred)
 
 
-def settled(outcome: Outcome, deferrals: int, settings: Settings) -> Settled:
-    """Return a job's next state and result; `deferrals` is how often it was put off before."""
+def settled(outcome: Outcome, job: ClaimedJob, settings: Settings) -> Settled:
+    """Return a job's next state and result."""
     if isinstance(outcome, Completion):
         usage = outcome.usage
         result = NewResult(
@@ -50,9 +62,11 @@ def settled(outcome: Outcome, deferrals: int, settings: Settings) -> Settled:
         )
         return Settled(outcome.id, "succeeded", result)
     if isinstance(outcome, Rejection):
+        if outcome.code == TIMED_OUT and _expires(job, settings):
+            return Settled(outcome.id, "expired")
         failed = NewResult(outcome.status, outcome.body or None, outcome.code, outcome.message)
         return Settled(outcome.id, "failed", failed)
-    return _put_off(outcome, deferrals, settings)
+    return _put_off(outcome, job.deferrals, settings)
 
 
 def _put_off(outcome: Deferred, deferrals: int, settings: Settings) -> Settled:

@@ -192,7 +192,7 @@ class Worker:
     def _run(self, flight: Flight) -> None:
         batch = flight.batch
         self._recorder.claimed(flight)
-        deferrals = {job.id: job.deferrals for job in batch.jobs}
+        jobs = {job.id: job for job in batch.jobs}
         requests = outcomes.requests(flight, self._settings, self._tokens)
         try:
             for outcome in self._engine.generate(requests, flight.stop):
@@ -200,7 +200,7 @@ class Worker:
                     if outcomes.is_final(outcome) and outcome.id in flight.streams:
                         flight.streams[outcome.id].end()
                     self._recorder.answered(outcome)
-                    self._settler.put(batch.id, outcomes.settled(outcome, deferrals[outcome.id], self._settings))
+                    self._settler.put(batch.id, outcomes.settled(outcome, jobs[outcome.id], self._settings))
         except EngineFailure:
             raise
         except Exception as error:

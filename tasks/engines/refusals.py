@@ -15,6 +15,7 @@ TOO_LONG = re.compile(r"maximum context length|maximum model length|context leng
 """How vLLM, 0.20 to 0.32, says that a prompt does not fit."""
 
 CLIENT_ERRORS = range(400, 500)
+TIMED_OUT = "request_timeout"
 
 
 def refuse(request: Request, message: str, *, code: str, param: str | None = None, status: int = 400) -> Rejection:
@@ -27,7 +28,7 @@ def refuse(request: Request, message: str, *, code: str, param: str | None = Non
 def timed_out(request: Request) -> Rejection:
     """Build the rejection of a request that ran longer than it may."""
     message = f"the request was not done {request.timeout:g} s after the engine took it up"
-    return refuse(request, message, code="request_timeout", status=408)
+    return refuse(request, message, code=TIMED_OUT, status=408)
 
 
 def unsupported(request: Request, *, known: bool) -> Rejection:

@@ -7,6 +7,7 @@ import json
 from models.batches import Claimed, ClaimedJob
 from stoker.settings import Settings
 from tasks import outcomes
+from tasks.engines.refusals import timed_out
 from tasks.flights import Flight
 from tasks.tokens import Tokens
 
@@ -35,3 +36,16 @@ def test_who_asks_for_a_stream_gets_one() -> None:
     assert (request.timeout, request.trace) == (100.0, None)
     assert request.emit is not None
     assert [(stream.job_id, stream.attempt) for stream in flight.streams.values()] == [("job_1", 3)]
+
+
+def late(job: ClaimedJob) -> str:
+    """Return how a job ends whose engine gave it up because its time was over."""
+    _, request = asked(job)
+    return outcomes.settled(timed_out(request), job, SETTINGS).state
+
+
+def test_a_job_whose_time_is_over_in_the_engine_has_expired() -> None:
+    """It is the engine that ends it where no sweeper could: still it expired, it did not fail."""
+    assert late(ClaimedJob("job_1", "/v1/completions", "{}", 1, 0, 20.0)) == "expired"
+    assert late(ClaimedJob("job_1", "/v1/completions", "{}", 1, 0, 5000.0)) == "failed"
+    assert late(ClaimedJob("job_1", "/v1/completions", "{}", 1, 0, None)) == "failed"
