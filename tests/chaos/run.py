@@ -84,6 +84,16 @@ class Run:
 
         return self._under_load(break_it, threads=2)
 
+    def go_until(self, done: Callable[[], bool], most: float) -> Findings:
+        """Load it until something has happened, for so many seconds at most; then mend, wait and check."""
+        until = time.monotonic() + most
+
+        def wait(_chance: Random) -> None:
+            while not done() and time.monotonic() < until:
+                time.sleep(0.5)
+
+        return self._under_load(wait, threads=4)
+
     def _under_load(self, break_it: Callable[[Random], None], threads: int) -> Findings:
         service, chance = self.service, Random(self.seed)
         url, hook = (f"http://127.0.0.1:{edge.port}" for edge in (service.web, service.hooks))
@@ -104,8 +114,6 @@ class Run:
         return "" if self.service.engine != "vllm" else load(engine=self.service.engine).served_name
 
     def _break(self, chance: Random, usable: Sequence[Fault]) -> None:
-        if not usable:
-            return
         count = 2 if chance.random() < _BOTH else 1
         begun: list[tuple[Fault, object, float]] = []
         for fault in chance.choices(usable, [one.weight for one in usable], k=count):

@@ -89,10 +89,11 @@ class Service:
 
     def start(self) -> None:
         """Start it, or start it again after `stoker up` was killed."""
-        options = ["--engine", self.engine, "--port", str(self.web.target), "--redis-url", self._redis_url()]
+        options = ["--engine", self.engine, "--redis-url", self._redis_url()]
         self.up = Up(self.data, *options, "--database-url", self._seen_database(), **self.environment)
         self.started += 1
-        self.up.url()
+        # A port of its own each time: a free one of ours could be anybody's by now.
+        self.web.target = int(self.up.url().rpartition(":")[2])
         if self.engine == "fake" and (self.second is None or self.second.poll() is not None):
             self._start_second()
 
@@ -252,7 +253,7 @@ def service(
             started = servers.postgres(fsync=True, options=options, environment=clock.environment)
             postgres = stack.enter_context(started)
         url = f"sqlite:///{folder / 'stoker.db'}" if postgres is None else postgres.create("stoker")
-        edges = [stack.enter_context(Proxy(port)) for port in (servers.free_port(), redis.port, receiver.port)]
+        edges = [stack.enter_context(Proxy(port)) for port in (0, redis.port, receiver.port)]
         edge = None if postgres is None else stack.enter_context(Proxy(postgres.port))
         chosen = {
             **SETTINGS,
