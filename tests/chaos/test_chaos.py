@@ -82,8 +82,13 @@ def control(name: str, *kinds: str, seconds: float = 35.0) -> Findings:
     ],
 )
 def test_without_a_safety_the_checks_find_what_it_was_for(
-    name: str, kinds: tuple[str, ...], finds: Callable[[Findings], list[str]]
+    name: str,
+    kinds: tuple[str, ...],
+    finds: Callable[[Findings], list[str]],
+    record_property: Callable[[str, str], None],
 ) -> None:
     """Fencing off: doubled results. The sweeper off: stuck jobs. The outbox off: missing webhooks."""
     findings = control(name, *kinds)
+    told = ", ".join(f"{what} {len(which)}" for what, which in findings.broken().items())
+    record_property("chaos", f"chaos: control, {name} off, accepted {findings.accepted}: {told}")
     assert finds(findings), f"the checks are blind: {findings.broken()}"
