@@ -17,12 +17,14 @@ from pathlib import Path
 
 import httpx
 import pytest
+from gunicorn.config import Config
 
 from models import ends, jobs
 from models.db import Database, new_id
 from models.ends import Settled
 from models.results import NewResult
 from tests import servers
+from webapi.gunicorn_worker import Worker
 
 pytestmark = pytest.mark.journey
 
@@ -306,3 +308,21 @@ def test_a_start_that_cannot_be_is_one_line(
     assert last.startswith("stoker web: ")
     assert said in last
     assert "Traceback" not in web.log.read_text()
+
+
+def test_a_round_accepts_whoever_waits() -> None:
+    """Ten clients that came at once are all accepted in the next round, and no more than may be connected."""
+    taken: list[object] = []
+    worker = Worker.__new__(Worker)
+    worker.cfg, worker.nr_conns, worker.worker_connections, worker.enqueue_req = Config(), 0, 8, taken.append
+    with socket.create_server(("127.0.0.1", 0), backlog=16) as listener, ExitStack() as clients:
+        listener.setblocking(False)
+        for _ in range(10):
+            clients.enter_context(socket.create_connection(listener.getsockname(), timeout=10))
+        worker.accept(listener)
+        assert len(taken) == 8
+        worker.worker_connections = 100
+        worker.accept(listener)
+        assert len(taken) == worker.nr_conns == 10
+        for conn in taken:
+            conn.sock.close()
