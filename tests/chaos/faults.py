@@ -53,7 +53,9 @@ def kill(name: str, *, group: bool = True) -> Begin:
     return lambda service: service.signal(name, signal.SIGKILL, group=group)
 
 
-def _freeze(name: str, least: float, most: float, weight: float = 1.0, needs: str = "", *, engine: str = "") -> Fault:
+def freeze(name: str, least: float, most: float, weight: float = 1.0, needs: str = "", *, engine: str = "") -> Fault:
+    """Return that a process stands still for so many seconds."""
+
     def begin(service: Service) -> None:
         pid = service.pids().get(name)
         if pid is not None:
@@ -168,8 +170,8 @@ FAULTS = (
     Fault("kill -9 engine, its parent only", kill("engine", group=False), weight=2, engine="engine"),
     Fault("kill -9 second engine", kill(SECOND), weight=3, needs="second", engine=SECOND),
     Fault("drain engine", lambda service: service.signal("engine", signal.SIGTERM, group=False), weight=1.5),
-    _freeze("engine", 18, 24, 1.5, engine="engine"),
-    _freeze(SECOND, 18, 24, 1, "second", engine=SECOND),
+    freeze("engine", 18, 24, 1.5, engine="engine"),
+    freeze(SECOND, 18, 24, 1, "second", engine=SECOND),
     Fault("kill -9 vLLM's own process", _kill_core, weight=4, needs="core", engine="engine"),
     Fault("kill -9 web", kill("web"), weight=3),
     Fault("restart web", lambda service: service.signal("web", signal.SIGTERM, group=False)),
@@ -179,11 +181,11 @@ FAULTS = (
     Fault("kill -9 beat", kill("beat")),
     Fault("kill -9 all workers, one after another", _kill_one_after_another),
     Fault("kill -9 stoker up", _kill_up, lambda service, _token: service.start(), 1, 4, 0.7),
-    _freeze("web", 2, 6, 0.5),
-    _freeze("collector", 5, 15),
-    _freeze("worker", 5, 20),
-    _freeze("bulk", 5, 20),
-    _freeze("beat", 5, 20),
+    freeze("web", 2, 6, 0.5),
+    freeze("collector", 5, 15),
+    freeze("worker", 5, 20),
+    freeze("bulk", 5, 20),
+    freeze("beat", 5, 20),
     Fault("redis: FLUSHALL", lambda service: service.redis.flush(), weight=2),
     _server("redis", signal.SIGKILL, 1, 8),
     _stop_server("redis", 3, 12),
