@@ -88,7 +88,7 @@ class Storage:
             if self._folder is None:
                 return _open(self._place)
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            _fsync(self._folder.parent)
+            fsync(self._folder.parent)
             return LocalStore(self._folder)
 
     @contextmanager
@@ -121,7 +121,7 @@ class Storage:
         if self._folder is not None:
             path = self._folder / key
             for one in (path, *list(path.parents)[: 1 + key.count("/")]):
-                _fsync(one)
+                fsync(one)
 
     def read(self, key: str, start: int = 0) -> Iterator[bytes]:
         """Yield an object's bytes in blocks, from `start` on. Raises ObjectMissing and StorageUnavailable."""
@@ -223,7 +223,8 @@ def _file_blocks(path: Path, start: int, prefixes: Sequence[str]) -> Iterator[by
                 yield block
 
 
-def _fsync(path: Path) -> None:
+def fsync(path: Path) -> None:
+    """Wait until a file, or what a folder lists, is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -20,6 +20,7 @@ from sqlalchemy.engine import URL, make_url
 from models import restoring, schema
 from models.db import Database
 from models.errors import StokerError
+from models.storage import fsync
 from stoker.settings import Settings
 
 _SQLITE = b"SQLite format 3\0"
@@ -96,22 +97,14 @@ def _new(to: Path) -> Iterator[Path]:
         part.unlink(missing_ok=True)
         os.close(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
         yield part
-        _sync(part)
+        fsync(part)
         part.rename(to)
-        _sync(to.parent)
+        fsync(to.parent)
     except OSError as error:
         raise BackupError(f"{error.filename or to}: {error.strerror}") from None
     finally:
         for end in ("", "-wal", "-shm", "-journal"):
             part.with_name(part.name + end).unlink(missing_ok=True)
-
-
-def _sync(path: Path) -> None:
-    number = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)
 
 
 def _file(url: URL) -> Path:

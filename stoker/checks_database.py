@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sqlite3
-import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
@@ -15,6 +14,7 @@ from sqlalchemy.engine import make_url
 from models import diagnosis, schema
 from models.db import AnyRow, Database
 from models.errors import DatabaseUnavailable
+from stoker.answer_time import usual
 from stoker.finding import Finding, ok, problem, warning
 from stoker.settings import Settings
 
@@ -69,15 +69,13 @@ def shown(settings: Settings) -> str:
 
 
 def _answers(db: Database, settings: Settings) -> Finding:
-    took = []
-    for _ in range(4):
-        began = time.monotonic()
+    def ask() -> None:
         with db.reading() as tx:
             tx.execute(sa.select(1)).one()
-        took.append(time.monotonic() - began)
-    usual = statistics.median(took[1:])  # the first one connects
-    says = f"{shown(settings)} answers in {usual * 1000:.1f} ms"
-    if usual > SLOW:
+
+    took = usual(ask)
+    says = f"{shown(settings)} answers in {took * 1000:.1f} ms"
+    if took > SLOW:
         return warning("database", says, "look at its load and at the network: every POST waits for it several times")
     return ok("database", says)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing
@@ -11,6 +10,7 @@ from urllib.parse import urlsplit
 
 import redis
 
+from stoker.answer_time import usual
 from stoker.finding import Finding, ok, problem, warning
 from stoker.settings import Settings
 
@@ -46,14 +46,9 @@ def shown(settings: Settings) -> str:
 
 
 def _answers(client: redis.Redis, settings: Settings) -> Finding:
-    took = []
-    for _ in range(4):
-        began = time.monotonic()
-        client.ping()
-        took.append(time.monotonic() - began)
-    usual = statistics.median(took[1:])  # the first one connects
-    says = f"{shown(settings)} answers in {usual * 1000:.1f} ms"
-    if usual > SLOW:
+    took = usual(client.ping)
+    says = f"{shown(settings)} answers in {took * 1000:.1f} ms"
+    if took > SLOW:
         return warning("redis", says, "look at its load (a slow command, a fork for saving) and at the network")
     return ok("redis", says)
 

@@ -64,7 +64,6 @@ class Service:
     up: Up | None = None
     second: subprocess.Popen[bytes] | None = None
     direct: Database = field(init=False)
-    started: int = 0
     disk: Disk | None = None
     clock: Clock | None = None
     frozen: set[int] = field(default_factory=set)
@@ -91,7 +90,6 @@ class Service:
         """Start it, or start it again after `stoker up` was killed."""
         options = ["--engine", self.engine, "--redis-url", self._redis_url()]
         self.up = Up(self.data, *options, "--database-url", self._seen_database(), **self.environment)
-        self.started += 1
         # A port of its own each time: a free one of ours could be anybody's by now.
         self.web.target = int(self.up.url().rpartition(":")[2])
         if self.engine == "fake" and (self.second is None or self.second.poll() is not None):

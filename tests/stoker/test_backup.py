@@ -109,7 +109,7 @@ def test_a_backup_that_breaks_off_leaves_nothing(
     def full(_path: Path) -> None:
         raise OSError(28, "No space left on device", "disk")
 
-    monkeypatch.setattr(backups, "_sync", full)
+    monkeypatch.setattr(backups, "fsync", full)
     folder = tmp_path / "backups"
     folder.mkdir()
     with pytest.raises(BackupError, match="disk: No space left on device"):
