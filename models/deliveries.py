@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -38,17 +39,45 @@ table = sa.Table(
     sa.Column("latency_ms", sa.Integer),
     sa.Column("error", sa.Text),
     sa.Column("answer", sa.Text),
-    sa.UniqueConstraint("job_id", "event", name="deliveries_once"),
+    sa.Column("endpoint_id", Id, nullable=False, server_default=""),
+    sa.Column("host", sa.String(255), nullable=False, server_default=""),
+    sa.Column("group_id", Id),
+    sa.Column("tries_before", sa.SmallInteger, nullable=False, server_default=sa.text("0")),
+    sa.UniqueConstraint("job_id", "event", "endpoint_id", name="deliveries_once"),
 )
 """`job_id`: the job, or the bulk, that it tells of. `next_at`: when it is due; while sending, when its claim runs out.
-`answer`: the first 1 kB of the receiver's."""
+`answer`: the first 1 kB of the receiver's. `endpoint_id`: `""` where the job itself named the URL. `host`: of the URL,
+for the limit on requests at once. `group_id`: the `webhook-id` of the one request that carries this event and others.
+`tries_before`: how many tries were made before it was last redelivered."""
 
-sa.Index(
-    "deliveries_due",
-    table.c.next_at,
-    sqlite_where=sa.text("state IN ('pending', 'sending')"),
-    postgresql_where=sa.text("state IN ('pending', 'sending')"),
+tries = sa.Table(
+    "delivery_tries",
+    metadata,
+    sa.Column("delivery_id", Id, primary_key=True),
+    sa.Column("try", sa.SmallInteger, primary_key=True, autoincrement=False),
+    sa.Column("at", sa.Double, nullable=False),
+    sa.Column("status", sa.SmallInteger),
+    sa.Column("latency_ms", sa.Integer, nullable=False),
+    sa.Column("error", sa.Text),
 )
+"""The tries that failed, by `webhook-id` (of the delivery, or of its group); how the last one ended stands in the
+delivery itself."""
+
+_OPEN = sa.text("state IN ('pending', 'sending')")
+_OF_ENDPOINT = sa.text("endpoint_id <> ''")
+_ALONE = sa.text("state = 'pending' AND group_id IS NULL AND endpoint_id <> ''")
+_GROUPED = sa.text("group_id IS NOT NULL")
+
+
+def _partial(name: str, where: sa.TextClause, *columns: sa.Column[Any]) -> None:
+    sa.Index(name, *columns, sqlite_where=where, postgresql_where=where)
+
+
+_partial("deliveries_due", _OPEN, table.c.next_at)
+_partial("deliveries_hosts", _OPEN, table.c.host, table.c.next_at)
+_partial("deliveries_endpoint", _OF_ENDPOINT, table.c.endpoint_id, table.c.id)
+_partial("deliveries_company", _ALONE, table.c.endpoint_id, table.c.id)
+_partial("deliveries_group", _GROUPED, table.c.group_id)
 sa.Index("deliveries_owner", table.c.owner, table.c.id)
 
 

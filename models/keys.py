@@ -19,7 +19,15 @@ table = sa.Table(
     sa.Column("prefix", sa.String(16), nullable=False),
     sa.Column("created_at", sa.Double, nullable=False),
     sa.Column("revoked_at", sa.Double),
+    sa.Column("name", sa.Text, nullable=False, server_default=""),
+    sa.Column("scopes", sa.String(64), nullable=False, server_default="submit read"),
+    sa.Column("expires_at", sa.Double),
+    sa.Column("last_used_at", sa.Double),
+    sa.Column("limits", sa.JSON(none_as_null=True)),
 )
+"""`scopes`: separated by blanks. `limits`: those that differ from the settings, by name."""
+
+sa.Index("api_keys_owner", table.c.owner, table.c.id)
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,21 @@ from alembic.script import ScriptDirectory
 from sqlalchemy.exc import OperationalError
 
 # Every table is imported, so that `metadata` is whole.
-from models import batches, bulks, deliveries, engines, files, idempotency, jobs, keys, queue, results, sweeps
+from models import (
+    batches,
+    bulks,
+    deliveries,
+    endpoints,
+    engines,
+    files,
+    idempotency,
+    jobs,
+    keys,
+    queue,
+    results,
+    sweeps,
+    usage,
+)
 from models.db import Database, metadata
 from models.errors import StokerError
 
@@ -30,6 +44,8 @@ TABLES = (
     batches.table,
     bulks.table,
     deliveries.table,
+    deliveries.tries,
+    endpoints.table,
     engines.table,
     engines.serving,
     engines.models,
@@ -42,6 +58,7 @@ TABLES = (
     queue.collectors,
     results.table,
     sweeps.table,
+    usage.table,
 )
 
 _LOCK = 0x570C
