@@ -25,7 +25,7 @@ from benchmarks.report import Report, parser, percentile
 from benchmarks.service import BenchmarkError, Service
 from benchmarks.workloads import WORKLOADS
 from models import jobs
-from stoker.settings import Policy
+from stoker.setting_types import Policy
 
 POLICIES = get_args(Policy)
 MODES = {"static": {"batches_in_flight": 1}, "continuous": {}}

@@ -27,7 +27,8 @@ from models.db import Database
 from models.ends import Settled
 from models.engines import Incarnation
 from models.results import NewResult
-from stoker.settings import LANES, Policy, Settings, load
+from stoker.setting_types import Policy
+from stoker.settings import LANES, Settings, load
 from tasks import collector
 from tests import servers
 

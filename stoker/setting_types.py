@@ -6,10 +6,25 @@ import base64
 import ipaddress
 import re
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+Policy = Literal["fixed", "token_budget", "bucketed", "adaptive"]
+
+
+class LaneRules(BaseModel):
+    """How one lane's batches are cut. `share` is what a lower lane is guaranteed of the jobs cut while it waits."""
+
+    model_config = ConfigDict(frozen=True)
+
+    policy: Policy
+    largest: int = Field(ge=1, le=100_000)
+    max_tokens: int = Field(ge=1)
+    wait: float = Field(ge=0, le=60)
+    wait_busy: float = Field(ge=0, le=60)
+    share: float = Field(ge=0, le=1)
 
 
 def listed(text: str) -> list[str]:
@@ -41,6 +56,21 @@ def _is_place(url: str, *schemes: str) -> bool:
     return not any(sign in rest for sign in "@?#\\") and not {".", ".."} & set(rest.split("/"))
 
 
+def _is_origin(url: str) -> bool:
+    """Tell whether a text is a page's origin as browsers write it: scheme, host, and a port that is not the usual."""
+    return re.fullmatch(r"https?://[a-z0-9.-]+(:[0-9]{1,5})?|https?://\[[0-9a-f:.]+\](:[0-9]{1,5})?", url) is not None
+
+
+def _are_ports(text: str) -> bool:
+    first, dash, last = text.partition("-")
+    return 0 < int(first) <= int(last if dash else first) <= 65535  # noqa: PLR2004  # the highest port
+
+
+def _is_key(text: str) -> bool:
+    """Tell whether a text is the url-safe base64 of 32 bytes."""
+    return re.fullmatch(r"[A-Za-z0-9_-]{43}=", text) is not None
+
+
 _WINDOW = re.compile(r"none|[1-9][0-9]{0,5}[smhd]")
 _DATABASE = re.compile(r"(postgresql|postgres|sqlite)[+:]|$")
 _BUCKETS = ("s3", "gs", "az")
@@ -48,6 +78,9 @@ _PLACE = "must be a folder, or s3://, gs:// or az:// with a bucket; credentials 
 _PREFIXES = "must be prefixes like s3://bucket/in/, gs://, az:// or file:///data/, without credentials"
 _SERVERS = "must be URLs like http://10.0.0.5:8000, by commas; API keys have settings of their own"
 _DELAYS = "needs at least one number of seconds, none below 0"
+_ORIGINS = "must be origins like https://app.example.com, by commas"
+_PORTS = "must be ports and ranges of ports like 443,8000-8999"
+_KEYS = "must be the url-safe base64 of 32 bytes, or several such, separated by spaces (`stoker keys secret-key`)"
 _SIGNS = (
     "must be whsec_ and the base64 of 24 to 64 bytes, or several such, separated by spaces "
     "(make one with `stoker keys webhook-secret`)"
@@ -79,3 +112,6 @@ Place = Annotated[str, _text(lambda text: "://" not in text or _is_place(text, *
 Prefixes = Annotated[str, _text(_each(lambda part: _is_place(part, *_BUCKETS, "file")), _PREFIXES)]
 Windows = Annotated[str, _text(_each(_WINDOW.fullmatch), "must be durations like 30m or 7d, or none")]
 Servers = Annotated[str, _text(_each(_is_server), _SERVERS)]
+Origins = Annotated[str, _text(_each(_is_origin), _ORIGINS)]
+Ports = Annotated[str, _text(lambda text: listed(text) != [] and _each(_are_ports)(text), _PORTS)]
+SecretKeys = Annotated[str, _text(lambda text: all(map(_is_key, text.split())), _KEYS)]

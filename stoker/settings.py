@@ -9,15 +9,20 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from stoker.setting_types import (
     DatabaseUrl,
     Delays,
+    LaneRules,
     Networks,
+    Origins,
     Place,
+    Policy,
+    Ports,
     Prefixes,
+    SecretKeys,
     Secrets,
     Servers,
     Windows,
@@ -25,7 +30,6 @@ from stoker.setting_types import (
 )
 
 Lane = Literal["realtime", "standard", "bulk"]
-Policy = Literal["fixed", "token_budget", "bucketed", "adaptive"]
 LANES: tuple[Lane, ...] = ("realtime", "standard", "bulk")
 """In the order they are served."""
 
@@ -35,19 +39,6 @@ class SettingsError(Exception):
 
 
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-
-
-class LaneRules(BaseModel):
-    """How one lane's batches are cut. `share` is what a lower lane is guaranteed of the jobs cut while it waits."""
-
-    model_config = ConfigDict(frozen=True)
-
-    policy: Policy
-    largest: int = Field(ge=1, le=100_000)
-    max_tokens: int = Field(ge=1)
-    wait: float = Field(ge=0, le=60)
-    wait_busy: float = Field(ge=0, le=60)
-    share: float = Field(ge=0, le=1)
 
 
 class Settings(BaseSettings):
@@ -77,6 +68,15 @@ class Settings(BaseSettings):
     # How many jobs may wait: beyond it new ones are refused with 429
     max_queued_per_owner: int = Field(1_000_000, ge=1, description="Jobs that may wait, of one owner; beyond it: 429.")
     max_queued: int = Field(10_000_000, ge=1, description="Jobs that may wait, of all owners; beyond it: 429.")
+
+    # What a key may do unless it says otherwise; 0: no limit
+    key_requests_per_second: float = Field(0.0, ge=0, description="Requests a second of one API key; 0: no limit.")
+    key_streams: int = Field(0, ge=0, description="Streams of one API key at once, in each web process; 0: no limit.")
+    key_tokens_queued: int = Field(0, ge=0, description="Tokens that may wait, of one owner; 0: no limit.")
+    key_tokens_per_day: int = Field(0, ge=0, description="Tokens a UTC day, of one owner; 0: no limit.")
+    usage_days: float = Field(400.0, ge=1, description="Days that usage is kept.")
+    session_hours: float = Field(12.0, gt=0, le=720, description="Hours that a login to the dashboard lasts.")
+    cors_origins: Origins = Field("", description="Sites whose pages may call this service, by commas; empty: none.")
 
     # Models and the engine
     engine: Literal["vllm", "upstream", "fake"] = Field("vllm", description="What runs batches.")
@@ -158,15 +158,23 @@ class Settings(BaseSettings):
     )
     file_days: float = Field(30.0, gt=0, description="Days after which files of batches expire unless asked otherwise.")
     retention_days: float = Field(30.0, gt=0, description="Days that jobs, results and bulks are kept after their end.")
+    max_gzip_ratio: float = Field(200.0, ge=2, description="How many bytes a byte of a gzip upload may become.")
     input_urls: Prefixes = Field("", description="Where bulks may read: s3://bucket/in/, file:///data/; by commas.")
 
-    # Webhooks
+    # Secrets and webhooks
+    secret_key: SecretKeys = Field(
+        "", repr=False, description="Keys that stored secrets are sealed with, newest first."
+    )
     webhook_secret: Secrets = Field("", repr=False, description="whsec_... that signs deliveries without own secret.")
     webhook_allow_cidrs: Networks = Field("", description="Internal networks that webhooks may reach, by commas.")
     webhook_schedule: Delays = Field(
         "0,5,300,1800,7200,18000,36000,50400,72000,86400", description="Seconds between a delivery's tries."
     )
     webhook_timeout: float = Field(10.0, gt=0, description="Seconds one try may take in all.")
+    webhook_at_once: int = Field(64, ge=1, le=1024, description="Webhook requests of one worker at once.")
+    webhook_per_host: int = Field(8, ge=1, le=1024, description="The same, to one host.")
+    webhook_ports: Ports = Field("80,443,1024-65535", description="Ports that webhooks may reach.")
+    webhook_disable_days: float = Field(5.0, gt=0, description="An endpoint that only fails for so long is disabled.")
 
     @model_validator(mode="after")
     def _times(self) -> Self:
@@ -263,6 +271,12 @@ class Settings(BaseSettings):
     def webhook_networks(self) -> tuple[str, ...]:
         """Return the internal networks that webhooks may reach."""
         return tuple(listed(self.webhook_allow_cidrs))
+
+    @cached_property
+    def webhook_port_ranges(self) -> tuple[tuple[int, int], ...]:
+        """Return the ports that webhooks may reach, as (first, last)."""
+        parts = (part.partition("-") for part in listed(self.webhook_ports))
+        return tuple((int(first), int(last or first)) for first, _, last in parts)
 
 
 def load(**overrides: object) -> Settings:

@@ -17,7 +17,8 @@ import structlog
 from models import batches, cohorts, engines, loads, queue
 from models.db import Database, new_id
 from models.failpoints import failpoint
-from stoker.settings import LANES, LaneRules, Settings
+from stoker.setting_types import LaneRules
+from stoker.settings import LANES, Settings
 from tasks import batching, metrics, policies, sizes
 from tasks.app import app, context
 from tasks.doorbell import doorbell

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.queue import Candidate
-from stoker.settings import Policy
+from stoker.setting_types import Policy
 from tasks import policies
 
 POLICIES = get_args(Policy)
