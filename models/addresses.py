@@ -47,6 +47,10 @@ _INTERNAL_V4 = tuple(
         ),
     )
 )
+_MAPPED = ipaddress.IPv6Network("::ffff:0:0/96")
+_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+_ISATAP = frozenset({0x0000_5EFE, 0x0200_5EFE})
+"""The upper half of interface identifiers whose lower half is an IPv4 address that a tunnel would lead to."""
 _GLOBAL_V6 = ipaddress.IPv6Network("2000::/3")
 """Outside of it lie loopback, ULA, link-local, site-local, multicast, IPv4-mapped, NAT64 and the unassigned."""
 _INTERNAL_V6 = tuple(
@@ -62,6 +66,10 @@ _INTERNAL_V6 = tuple(
     )
 )
 _LOOPBACK = (ipaddress.IPv4Network("127.0.0.0/8"), ipaddress.IPv6Network("::1/128"))
+
+Ports = Sequence[tuple[int, int]]
+"""Ranges of ports, (first, last)."""
+ALL_PORTS: Ports = ((1, 65_535),)
 
 _PLAIN = re.compile(r"[!-\[\]-~]+")
 """Printable ASCII without the backslash: what every parser of URLs reads in the same way."""
@@ -83,11 +91,12 @@ _INSIDE = (
 """Names that mean something only inside somebody's network."""
 
 
-def refusal(url: str, networks: Sequence[str]) -> str | None:
+def refusal(url: str, networks: Sequence[str], ports: Ports = ALL_PORTS) -> str | None:
     """Return why a webhook URL may not be used, None when it may.
 
-    `networks` are the internal networks (CIDR) that the operator opened. Names are not resolved here: where they lead
-    is judged by `allowed` at each try. The text begins like `must be` or `names`, to stand behind the field's name.
+    `networks` are the internal networks (CIDR) that the operator opened, `ports` the ports that may be reached, there
+    too. Names are not resolved here: where they lead is judged by `allowed` at each try. The text begins like `must
+    be` or `names`, to stand behind the field's name.
     """
     if len(url) > _MOST_CHARACTERS:
         return f"must be at most {_MOST_CHARACTERS} characters long"
@@ -102,7 +111,11 @@ def refusal(url: str, networks: Sequence[str]) -> str | None:
         return _NO_HOST
     if port is not None and port < 1:
         return _NO_HOST
-    return _parts_refusal(parts) or _host_refusal(parts.hostname or "", _opened(tuple(networks)))
+    return (
+        _parts_refusal(parts)
+        or _port_refusal(parts.port or (443 if parts.scheme == "https" else 80), ports)
+        or _host_refusal(parts.hostname or "", _opened(tuple(networks)))
+    )
 
 
 def allowed(address: str, networks: Sequence[str]) -> bool:
@@ -116,7 +129,15 @@ def allowed(address: str, networks: Sequence[str]) -> bool:
 
 @lru_cache(maxsize=64)
 def _opened(networks: tuple[str, ...]) -> tuple[_Network, ...]:
-    return tuple(ipaddress.ip_network(network, strict=False) for network in networks)
+    return tuple(_plain(ipaddress.ip_network(network, strict=False)) for network in networks)
+
+
+def _plain(network: _Network) -> _Network:
+    """Return the IPv4 network that an IPv4-mapped one stands for, any other as it is."""
+    if isinstance(network, ipaddress.IPv6Network) and network.subnet_of(_MAPPED):
+        inside = network.network_address.ipv4_mapped
+        return ipaddress.IPv4Network((int(inside or 0), network.prefixlen - 96))
+    return network
 
 
 def _parts_refusal(parts: SplitResult) -> str | None:
@@ -127,6 +148,13 @@ def _parts_refusal(parts: SplitResult) -> str | None:
     if not parts.hostname or not _NETLOC.fullmatch(parts.netloc):
         return _NO_HOST
     return None
+
+
+def _port_refusal(port: int, ports: Ports) -> str | None:
+    if any(first <= port <= last for first, last in ports):
+        return None
+    shown = ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in ports)
+    return f"names port {port}; webhooks may reach {shown}"
 
 
 def _host_refusal(host: str, opened: tuple[_Network, ...]) -> str | None:
@@ -158,13 +186,20 @@ def _literal_refusal(host: str, opened: tuple[_Network, ...]) -> str | None:
 
 
 def _may_reach(address: _Address, opened: tuple[_Network, ...]) -> bool:
-    mapped = None
-    if isinstance(address, ipaddress.IPv6Address):
-        if address.scope_id is not None:
-            return False
-        mapped = address.ipv4_mapped
-    if any(address in network or (mapped is not None and mapped in network) for network in opened):
-        return True
     if isinstance(address, ipaddress.IPv4Address):
-        return not any(address in network for network in _INTERNAL_V4)
-    return address in _GLOBAL_V6 and not any(address in network for network in _INTERNAL_V6)
+        return _is_in(address, opened) or not _is_in(address, _INTERNAL_V4)
+    if address.scope_id is not None:
+        return False
+    if address.ipv4_mapped is not None:
+        # To the operating system it is the IPv4 address: `::/0` does not open it. Needless, so never on its own.
+        return _is_in(address.ipv4_mapped, opened)
+    if _is_in(address, opened):
+        # Who opens the way through NAT64 opens the internet behind it, not their own network.
+        inside = ipaddress.IPv4Address(int(address) & 0xFFFF_FFFF) if address in _NAT64 else None
+        return inside is None or _may_reach(inside, opened)
+    tunnelled = (int(address) >> 32) & 0xFFFF_FFFF in _ISATAP
+    return address in _GLOBAL_V6 and not tunnelled and not _is_in(address, _INTERNAL_V6)
+
+
+def _is_in(address: _Address, networks: tuple[_Network, ...]) -> bool:
+    return any(address in network for network in networks)

@@ -23,7 +23,9 @@ from yarl import URL
 
 from models import addresses
 
-AT_ONCE = 32
+AT_ONCE = 64
+_LOOK_UPS = 4
+"""Threads for each request at once: a look-up that hangs outlives its try, and must not hold up the next ones."""
 _MOST_READ = 65_536
 
 Lookup = Callable[[str, int], Sequence[tuple[socket.AddressFamily, str]]]
@@ -56,11 +58,11 @@ def lookup(host: str, port: int) -> Sequence[tuple[socket.AddressFamily, str]]:
 class _Resolver(AbstractResolver):
     """Resolves once a connection, and refuses the whole answer for one bad address in it."""
 
-    def __init__(self, networks: Sequence[str], look: Lookup) -> None:
+    def __init__(self, networks: Sequence[str], look: Lookup, at_once: int) -> None:
         self._networks = networks
         self._look = look
-        # Its own threads: names that take for ever to resolve must not hold up anything else.
-        self._threads = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="dns")
+        # Its own threads, made when needed: names that take for ever to resolve must not hold up anything else.
+        self._threads = ThreadPoolExecutor(at_once * _LOOK_UPS, thread_name_prefix="dns")
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
@@ -86,9 +88,10 @@ class _Resolver(AbstractResolver):
 class Egress:
     """The way out; open it with `opened`."""
 
-    def __init__(self, session: aiohttp.ClientSession, networks: Sequence[str]) -> None:
+    def __init__(self, session: aiohttp.ClientSession, networks: Sequence[str], ports: addresses.Ports) -> None:
         self._session = session
         self._networks = networks
+        self._ports = ports
 
     async def post(self, url: str, headers: Mapping[str, str], body: bytes, within: float) -> Answer:
         """Send one POST and return the answer; look-up, connection and answer take `within` seconds in all.
@@ -96,7 +99,7 @@ class Egress:
         The status line decides: a body that is too long, or unfinished when the time is up, is cut there. Raises
         Refused and Unreachable.
         """
-        why = addresses.refusal(url, self._networks)
+        why = addresses.refusal(url, self._networks, self._ports)
         if why is not None:
             raise Refused(f"the URL {why}")
         ends = time.monotonic() + within
@@ -158,9 +161,18 @@ def _socket_maker(networks: Sequence[str]) -> Callable[[aiohttp.AddrInfoType], s
 
 
 @asynccontextmanager
-async def opened(networks: Sequence[str], look: Lookup = lookup) -> AsyncIterator[Egress]:
-    """Open the way out for a while; `networks` are the internal ones (CIDR) that may be reached."""
-    resolver = _Resolver(networks, look)
+async def opened(
+    networks: Sequence[str],
+    look: Lookup = lookup,
+    *,
+    ports: addresses.Ports = addresses.ALL_PORTS,
+    at_once: int = AT_ONCE,
+) -> AsyncIterator[Egress]:
+    """Open the way out for a while, for about `at_once` requests at once.
+
+    `networks` are the internal ones (CIDR) that may be reached, `ports` the ports, as (first, last).
+    """
+    resolver = _Resolver(networks, look, at_once)
     connector = aiohttp.TCPConnector(
         resolver=resolver,
         socket_factory=_socket_maker(networks),
@@ -177,6 +189,6 @@ async def opened(networks: Sequence[str], look: Lookup = lookup) -> AsyncIterato
         headers={"user-agent": "stoker", "accept-encoding": "identity", "content-type": "application/json"},
     ) as session:
         try:
-            yield Egress(session, networks)
+            yield Egress(session, networks, ports)
         finally:
             await resolver.close()

@@ -32,6 +32,10 @@ CAUSE = re.compile(r"^(?:[\w.]+\.)?(\w*(?:Error|Exception|Interrupt))\b:? ?(.*)$
 NOT_THE_CAUSE = re.compile(r"initialization failed|see (root cause|stack trace) above", re.IGNORECASE)
 
 
+NO_DOMAIN = "none.invalid"
+"""A name that cannot exist: an empty list of domains is all of them to vLLM."""
+
+
 def check_model(model_path: str) -> None:
     """Raise `EngineStartError` for a folder that holds no model, before seconds are spent on importing vLLM."""
     path = Path(model_path)
@@ -56,6 +60,8 @@ def command_line(settings: Settings, model_path: str, *, cpu: bool, dtype: str) 
     args += ["--scheduling-policy", "priority"]
     # What of a prompt the prefix cache had: OpenAI's usage tells it, and so do our metrics.
     args += ["--enable-prompt-tokens-details"]
+    # vLLM fetches what a chat's `image_url` names, from its place in the operator's network: by default nothing.
+    args += ["--allowed-media-domains", NO_DOMAIN]
     if cpu:
         # Compiling takes minutes on a CPU and gains little.
         args += ["--enforce-eager"]
@@ -107,6 +113,8 @@ def environment(settings: Settings, model_path: str, log_config: Path, available
         "DO_NOT_TRACK": "1",
         "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
         "VLLM_LOGGING_CONFIG_PATH": str(log_config),
+        # A domain that may be fetched from must not lead on to one that may not.
+        "VLLM_MEDIA_URL_ALLOW_REDIRECTS": "0",
     }
     if Path(model_path).is_dir():
         chosen["HF_HUB_OFFLINE"] = "1"

@@ -28,6 +28,7 @@ def test_flags_of_a_gpu() -> None:
         *("--tensor-parallel-size", "1"),
         *("--scheduling-policy", "priority"),
         "--enable-prompt-tokens-details",
+        *("--allowed-media-domains", "none.invalid"),
     ]
 
 
@@ -60,6 +61,15 @@ def test_the_operators_policy_stays() -> None:
     flags = line(engine_args="--scheduling-policy fcfs")
     assert flags[-2:] == ["--scheduling-policy", "fcfs"]
     assert "priority" not in flags
+
+
+def test_media_are_fetched_from_where_the_operator_says() -> None:
+    """A chat's image_url leads nowhere by default; the operator's own list takes its place."""
+    flags = line(engine_args="--allowed-media-domains a.example.com b.example.com")
+    assert flags[-3:] == ["--allowed-media-domains", "a.example.com", "b.example.com"]
+    assert vllm_args.NO_DOMAIN not in flags
+    chosen = vllm_args.environment(Settings(), "m", Path("log.json"), 8 * GIB)
+    assert chosen["VLLM_MEDIA_URL_ALLOW_REDIRECTS"] == "0"
 
 
 def test_bad_quotes_are_one_line() -> None:

@@ -246,6 +246,64 @@ def test_resolved_addresses_are_judged(address: str, networks: tuple[str, ...], 
     assert addresses.allowed(address, networks) is verdict
 
 
+PORTS = ((80, 80), (443, 443), (1024, 65535))
+
+
+@pytest.mark.parametrize(
+    ("url", "port"),
+    [
+        ("http://hooks.example.com/", None),
+        ("https://hooks.example.com/", None),
+        ("https://hooks.example.com:/", None),
+        ("http://hooks.example.com:443/", None),
+        ("http://hooks.example.com:1024/", None),
+        ("http://hooks.example.com:00080/", None),
+        ("http://hooks.example.com:22/", 22),
+        ("https://hooks.example.com:81/", 81),
+        ("https://hooks.example.com:1023/", 1023),
+        ("http://hooks.example.com:0000025/", 25),
+    ],
+)
+def test_ports_are_those_of_the_list(url: str, port: int | None) -> None:
+    """The port that is meant, written or not, is in one of the ranges, or the refusal names it and them."""
+    why = addresses.refusal(url, (), PORTS)
+    assert why == (None if port is None else f"names port {port}; webhooks may reach 80, 443, 1024-65535")
+    assert addresses.refusal(url, ()) is None
+
+
+@pytest.mark.parametrize(
+    ("address", "networks", "verdict"),
+    [
+        # A network in its IPv4-mapped spelling is the IPv4 network, and a mapped address is the IPv4 address.
+        ("10.1.2.3", ("::ffff:10.0.0.0/104",), True),
+        ("172.16.1.2", ("::ffff:10.0.0.0/104",), False),
+        ("::ffff:10.1.2.3", ("::ffff:10.0.0.0/104",), True),
+        ("::ffff:10.1.2.3", ("10.0.0.0/8",), True),
+        ("127.0.0.1", ("::ffff:0:0/96",), True),
+        ("::ffff:127.0.0.1", ("::/0",), False),
+        ("::ffff:127.0.0.1", ("0.0.0.0/0",), True),
+        ("127.0.0.1", ("::/0",), False),
+        ("::ffff:8.8.8.8", (), False),
+        # Behind an opened NAT64 lies the internet, and what is opened of the inside.
+        ("64:ff9b::8.8.8.8", (), False),
+        ("64:ff9b::8.8.8.8", ("64:ff9b::/96",), True),
+        ("64:ff9b::127.0.0.1", ("64:ff9b::/96",), False),
+        ("64:ff9b::169.254.169.254", ("64:ff9b::/96",), False),
+        ("64:ff9b::10.1.2.3", ("64:ff9b::/96", "10.0.0.0/8"), True),
+        # ISATAP: a tunnel to the IPv4 address at the end, in any network.
+        ("2606:4700::5efe:7f00:1", (), False),
+        ("2606:4700::200:5efe:7f00:1", (), False),
+        ("2606:4700::300:5efe:7f00:1", (), True),
+        ("2606:4700::5efe:7f00:1", ("2606:4700::/32",), True),
+        ("::127.0.0.1", (), False),
+        ("::ffff:0:127.0.0.1", (), False),
+    ],
+)
+def test_an_ipv4_address_inside_another_is_seen(address: str, networks: tuple[str, ...], verdict: bool) -> None:
+    """Mapped, translated and tunnelled addresses lead where the address inside them leads."""
+    assert addresses.allowed(address, networks) is verdict
+
+
 @given(st.ip_addresses())
 def test_what_python_calls_private_is_never_allowed(
     address: ipaddress.IPv4Address | ipaddress.IPv6Address,

@@ -107,7 +107,7 @@ def test_even_behind_the_resolver_no_internal_address_is_dialled(
     hooks: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """When the first guard is blind, the one that makes the socket still refuses."""
-    monkeypatch.setattr("models.addresses.refusal", lambda _url, _networks: None)
+    monkeypatch.setattr("models.addresses.refusal", lambda _url, _networks, _ports: None)
     with pytest.raises(egress.Unreachable):
         post(f"{hooks.url}/", networks=())
     assert hooks.received == []
@@ -201,6 +201,41 @@ def test_a_name_that_takes_for_ever_to_resolve_costs_its_own_time_only() -> None
         post("http://slow.example.com/", look=look, within=0.3)
     assert time.monotonic() - started < 30
     released.set()
+
+
+def test_look_ups_that_hang_leave_room_for_others(hooks: Receiver) -> None:
+    """They outlive their tries; the next requests do not wait behind them."""
+    released = threading.Event()
+
+    def look(host: str, _port: int) -> Sequence[tuple[socket.AddressFamily, str]]:
+        if host.startswith("slow"):
+            released.wait(60)
+        return [(socket.AF_INET, "127.0.0.1")]
+
+    async def run() -> int:
+        async with egress.opened(LOOPBACK, look, at_once=2) as way:
+            for _ in range(3):
+                slow = [way.post("http://slow.example.com/", {}, b"", 0.1) for _ in range(2)]
+                found = await asyncio.gather(*slow, return_exceptions=True)
+                assert all(isinstance(error, egress.Unreachable) for error in found)
+            return (await way.post(f"http://quick.example.com:{hooks.port}/", {}, b"", 10)).status
+
+    started = time.monotonic()
+    assert asyncio.run(run()) == 200
+    assert time.monotonic() - started < 30
+    released.set()
+
+
+def test_ports_are_judged_before_anything_is_sent(hooks: Receiver) -> None:
+    """A port that is not on the list is refused, in an opened network too."""
+
+    async def run() -> None:
+        async with egress.opened(LOOPBACK, ports=((1, hooks.port - 1), (hooks.port + 1, 65_535))) as way:
+            await way.post(f"{hooks.url}/", {}, b"", 5)
+
+    with pytest.raises(egress.Refused, match=f"names port {hooks.port}; webhooks may reach"):
+        asyncio.run(run())
+    assert hooks.received == []
 
 
 def test_failures_say_why_in_words(hooks: Receiver) -> None:

@@ -1,0 +1,281 @@
+"""URLs that lead inside somebody's network, in the spellings that guards are known to miss. Data only.
+
+`{port}` is a port on which the test listens. Nothing here is ever dialled but loopback.
+"""
+
+from __future__ import annotations
+
+import socket
+import unicodedata
+from collections.abc import Sequence
+from urllib.parse import unquote
+
+LOOPBACK_HOSTS = (
+    "127.0.0.1",
+    "127.0.0.2",
+    "127.1",
+    "127.0.1",
+    "127.000.000.001",
+    "0127.0.0.1",
+    "0177.0.0.1",
+    "0177.0.0.01",
+    "00000177.0.0.1",
+    "017700000001",
+    "0x7f.0.0.1",
+    "0x7f.1",
+    "0x7f.0x0.0x0.0x1",
+    "0X7F.0.0.1",
+    "0x7f000001",
+    "0x0000007f000001",
+    "2130706433",
+    "02130706433",
+    "127.0x0.0.1",
+    "0177.0x0.0.01",
+    "0",
+    "0.0.0.0",  # noqa: S104  # an address that is to be refused
+    "00.00.00.00",
+    "0x0",
+    "127.0.0.1.",
+    "2130706433.",
+    "[::1]",
+    "[0:0:0:0:0:0:0:1]",
+    "[0000:0000:0000:0000:0000:0000:0000:0001]",
+    "[::0.0.0.1]",
+    "[::]",
+    "[::ffff:127.0.0.1]",
+    "[::FFFF:127.0.0.1]",
+    "[::ffff:7f00:1]",
+    "[0:0:0:0:0:ffff:7f00:0001]",
+    "[::ffff:0:0]",
+    "[::1%25lo]",
+    "[::1%lo]",
+    "localhost",
+    "LOCALHOST",
+    "LocalHost",
+    "localhost.",
+    "localhost..",
+    "a.localhost",
+    "a.b.localhost.",
+    "localhost.localdomain",
+    "ip6-localhost",
+    "ip6-loopback",
+    "loopback",
+    "１２７.0.0.1",  # noqa: RUF001  # full-width digits
+    "①②⑦.⓪.⓪.①",
+    "127。0。0。1",
+    "127．0．0．1",  # noqa: RUF001  # full-width dots
+    "127｡0｡0｡1",
+    "ⓛⓞⓒⓐⓛⓗⓞⓢⓣ",
+    "ｌｏｃａｌｈｏｓｔ",  # noqa: RUF001
+    "loc\u00adalhost",
+    "local\u200bhost",
+    "%31%32%37.0.0.1",
+    "127%2e0%2e0%2e1",
+    "%6c%6f%63alhost",
+    "localhost%00",
+    "localhost%2ehooks.example.com",
+    "127.0.0.1%00.example.com",
+    "127.0.0.1%20",
+    "127.0.0.1%09",
+)
+"""Hosts that a willing parser or resolver takes for this machine."""
+
+OTHER_HOSTS = (
+    "169.254.169.254",
+    "169.254.169.254.",
+    "2852039166",
+    "0xa9fea9fe",
+    "0xa9.0xfe.0xa9.0xfe",
+    "0251.0376.0251.0376",
+    "0251.0xfe.43518",
+    "169.254.43518",
+    "169.16689662",
+    "[::ffff:169.254.169.254]",
+    "[::ffff:a9fe:a9fe]",
+    "[::169.254.169.254]",
+    "[64:ff9b::169.254.169.254]",
+    "[64:ff9b::a9fe:a9fe]",
+    "[64:ff9b:1::a9fe:a9fe]",
+    "[2002:a9fe:a9fe::]",
+    "[2002:7f00:1::1]",
+    "[2001:0:4136:e378:8000:63bf:3fff:fdd2]",
+    "[2001:470:1f0b::5efe:7f00:1]",
+    "[2001:470:1f0b::200:5efe:a00:1]",
+    "[fe80::1]",
+    "[fe80::1%25eth0]",
+    "[fe80::5efe:10.0.0.1]",
+    "[fd00:ec2::254]",
+    "[fd20:ce::254]",
+    "[fc00::1]",
+    "[fec0::1]",
+    "[ff02::1]",
+    "[100::1]",
+    "[2001:db8::1]",
+    "[::ffff:0:127.0.0.1]",
+    "metadata",
+    "metadata.google.internal",
+    "METADATA.GOOGLE.INTERNAL.",
+    "instance-data",
+    "instance-data.ec2.internal",
+    "kubernetes.default.svc",
+    "kubernetes.default.svc.cluster.local",
+    "redis",
+    "router.lan",
+    "nas.local",
+    "wiki.corp",
+    "gateway.home.arpa",
+    "10.0.0.1",
+    "10.1",
+    "0xa000001",
+    "012.0.0.1",
+    "172.16.0.1",
+    "172.31.255.255",
+    "192.168.0.1",
+    "192.168.1",
+    "3232235521",
+    "100.64.0.1",
+    "100.100.100.200",
+    "168.63.129.16",
+    "192.0.0.192",
+    "198.18.0.1",
+    "192.0.2.1",
+    "192.88.99.1",
+    "203.0.113.7",
+    "224.0.0.1",
+    "239.255.255.250",
+    "240.0.0.1",
+    "255.255.255.255",
+    "1.2.3",
+    "1.2.3.4.5",
+    "256.0.0.1",
+    "1.2.3.08",
+    "4294967297",
+)
+"""Hosts of other special networks, the clouds' metadata services first; only judged, never dialled."""
+
+CONFUSED = (
+    "http://hooks.example.com@127.0.0.1:{port}/",
+    "http://hooks.example.com:80@127.0.0.1:{port}/",
+    "http://user:word@127.0.0.1:{port}/",
+    "http://@127.0.0.1:{port}/",
+    "http://127.0.0.1:{port}@hooks.example.com/",
+    "http://127.0.0.1:{port}\\@hooks.example.com/",
+    "http://hooks.example.com\\@127.0.0.1:{port}/",
+    "http:\\\\127.0.0.1:{port}\\",
+    "http:/127.0.0.1:{port}/",
+    "http:127.0.0.1:{port}/",
+    "http:///127.0.0.1:{port}/",
+    "http:////127.0.0.1:{port}/",
+    "//127.0.0.1:{port}/",
+    "127.0.0.1:{port}/",
+    "http://127.0.0.1:{port}#@hooks.example.com/",
+    "http://127.0.0.1:{port}?@hooks.example.com/",
+    "http://hooks.example.com#@127.0.0.1:{port}/ ",
+    "http://127.0.0.1:{port};hooks.example.com/",
+    "http://127.0.0.1,hooks.example.com:{port}/",
+    "http://hooks.example.com:80:{port}@127.0.0.1/",
+    "http://127.0.0.1::{port}/",
+    "http://127.0.0.1:+{port}/",
+    "http://127.0.0.1:0x50/",
+    "http://127.0.0.1:0/",
+    "http://127.0.0.1:65616/",
+    "http://127.0.0.1:-1/",
+    "http://[127.0.0.1]:{port}/",
+    "http://[::1]hooks.example.com:{port}/",
+    "http://hooks.example.com[::1]:{port}/",
+    "http://[::1:{port}/",
+    "http://::1:{port}/",
+    "http://.127.0.0.1:{port}/",
+    "http://127..0.0.1:{port}/",
+    "http://-127.0.0.1:{port}/",
+    " http://127.0.0.1:{port}/",
+    "\thttp://127.0.0.1:{port}/",
+    "\x00http://127.0.0.1:{port}/",
+    "http://127.0.0.1\t:{port}/",
+    "http://127.0.\n0.1:{port}/",
+    "ht\ntp://127.0.0.1:{port}/",
+    "http://127.0.0.1:{port}/\r\nx-evil: 1",
+    "http://127.0.0.1:{port}/ HTTP/1.1\r\nHost: hooks.example.com\r\n\r\n",
+    "HTTP://127.0.0.1:{port}/",
+    "HtTpS://LOCALHOST:{port}/",
+    "url:http://127.0.0.1:{port}/",
+    "http+unix://%2Fvar%2Frun%2Fdocker.sock/",
+    "unix:///var/run/docker.sock",
+    "file:///etc/passwd",
+    "file://127.0.0.1/etc/passwd",
+    "gopher://127.0.0.1:{port}/_GET",
+    "dict://127.0.0.1:{port}/info",
+    "ftp://127.0.0.1:{port}/",
+    "ldap://127.0.0.1:{port}/",
+    "ws://127.0.0.1:{port}/",
+    "jar:http://127.0.0.1:{port}!/",
+    "data:text/plain,127.0.0.1",
+    "javascript:fetch('http://127.0.0.1:{port}/')",
+    "http://",
+    "http://:{port}/",
+    "http://./",
+    "http://../",
+    "http://?/",
+    "http://#/",
+    "",
+)
+"""URLs whose parts different parsers see in different places."""
+
+DNS_TRICKS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("127.0.0.1.nip.io", ("127.0.0.1",)),
+    ("7f000001.nip.io", ("127.0.0.1",)),
+    ("127-0-0-1.sslip.io", ("127.0.0.1",)),
+    ("a.127.0.0.1.xip.example.com", ("127.0.0.1",)),
+    ("localtest.me", ("127.0.0.1",)),
+    ("localhost.example.com", ("127.0.0.1",)),
+    ("xn--127-0-0-1-abc.example.com", ("127.0.0.2",)),
+    ("six.example.com", ("::1",)),
+    ("mapped.example.com", ("::ffff:127.0.0.1",)),
+    ("mapped-hex.example.com", ("::ffff:7f00:1",)),
+    ("compatible.example.com", ("::127.0.0.1",)),
+    ("nat64.example.com", ("64:ff9b::7f00:1",)),
+    ("sixtofour.example.com", ("2002:7f00:1::",)),
+    ("teredo.example.com", ("2001:0:4136:e378:8000:63bf:80ff:fffe",)),
+    ("isatap.example.com", ("2001:470:1f0b::5efe:7f00:1",)),
+    ("zero.example.com", ("0.0.0.0",)),  # noqa: S104  # an address that is to be refused
+    ("unspecified.example.com", ("::",)),
+    ("zone.example.com", ("fe80::1%lo",)),
+    ("zoned-loopback.example.com", ("::1%lo",)),
+    ("metadata.example.com", ("169.254.169.254",)),
+    ("metadata6.example.com", ("fd00:ec2::254",)),
+    ("private.example.com", ("10.0.0.1",)),
+    ("broadcast.example.com", ("255.255.255.255",)),
+    ("good-then-bad.example.com", ("127.0.0.3", "127.0.0.1")),
+    ("bad-then-good.example.com", ("127.0.0.1", "127.0.0.3")),
+    ("good-four-bad-six.example.com", ("127.0.0.3", "::1")),
+    ("bad-six-good-four.example.com", ("::1", "127.0.0.3")),
+    ("one-of-many.example.com", (*["127.0.0.3"] * 20, "127.0.0.1")),
+    ("no-address.example.com", ()),
+    ("nonsense.example.com", ("0x7f.1",)),
+    ("a-name-again.example.com", ("localhost",)),
+    ("empty.example.com", ("",)),
+)
+"""Names and what DNS answers for them; 127.0.0.3 is the one address of it all that may be reached."""
+
+
+def hosts() -> list[str]:
+    """Return the URLs with a spelled host."""
+    return [f"http://{host}:{{port}}/" for host in (*LOOPBACK_HOSTS, *OTHER_HOSTS)]
+
+
+def urls() -> list[str]:
+    """Return all URLs that lead inside without the help of DNS."""
+    return [*hosts(), *CONFUSED]
+
+
+def willing(host: str, _port: int) -> Sequence[tuple[socket.AddressFamily, str]]:
+    """Resolve a host as the most willing of resolvers would, without a network: whatever looks like loopback is."""
+    name = unicodedata.normalize("NFKC", unquote(host)).replace("\u00ad", "").replace("\u200b", "")
+    name = name.replace("。", ".").strip(".\x00\t ").lower()
+    for trick, found in DNS_TRICKS:
+        if name == trick:
+            return [(socket.AF_INET6 if ":" in address else socket.AF_INET, address) for address in found]
+    try:
+        return [(socket.AF_INET, socket.inet_ntoa(socket.inet_aton(name)))]
+    except OSError:
+        return [(socket.AF_INET, "127.0.0.1")]
