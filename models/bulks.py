@@ -13,7 +13,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from models import deliveries
+from models import outbox
 from models.db import AnyRow, Id, metadata, new_id, now, one_of
 from models.errors import AlreadyFinished, NotFound, StillRunning
 from models.results import Ended
@@ -236,11 +236,8 @@ def forget(tx: sa.Connection, bulk_id: str) -> None:
 
 
 def announce(tx: sa.Connection, row: AnyRow) -> None:
-    """Put the delivery of a bulk's end into the outbox, if it asked for one."""
-    if row.webhook_url is not None:
-        told = sa.select(table.c.id, table.c.owner, table.c.webhook_url, table.c.webhook_secret, sa.false())
-        event = f"{row.kind}.{row.state}"
-        deliveries.enqueue(tx, event, tx.execute(told.where(table.c.id == row.id)).all())
+    """Put the deliveries of a bulk's end into the outbox: to its own webhook, and to its owner's endpoints."""
+    outbox.tell_bulk(tx, row)
 
 
 def count(tx: sa.Connection, ended: Iterable[Ended]) -> dict[str, int]:

@@ -12,13 +12,14 @@ nothing over its successor.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import urlsplit
 
 import sqlalchemy as sa
 
-from models.db import AnyRow, Id, among, literal, metadata, new_id, now
+from models.db import Id, metadata, new_id, now, upsert
 
 table = sa.Table(
     "deliveries",
@@ -82,97 +83,56 @@ sa.Index("deliveries_owner", table.c.owner, table.c.id)
 
 
 @dataclass(frozen=True, slots=True)
-class Delivery:
-    """A claimed delivery: what to send where. `attempt` fences every write that follows."""
+class NewDelivery:
+    """An event on its way to one URL: the job's or bulk's own, or an endpoint's. It waits `delay` seconds for others.
 
-    id: str
+    `secret` is sealed; None: the service's own signs, or the endpoint's.
+    """
+
+    owner: str
     job_id: str
     event: str
     url: str
-    secret: str | None = field(repr=False)
-    include_result: bool
-    created_at: float
-    attempt: int
+    secret: str | None = field(default=None, repr=False)
+    include_result: bool = False
+    endpoint_id: str = ""
+    delay: float = 0.0
 
 
-def enqueue(tx: sa.Connection, event: str, rows: Iterable[AnyRow]) -> None:
-    """Write one delivery for each (job_id, owner, url, secret, include_result)."""
-    values = [
+def host_of(url: str) -> str:
+    """Return the host of a URL, in lower case: what limits the requests at once; pure."""
+    try:
+        return (urlsplit(url).hostname or "").rstrip(".")[:255]
+    except ValueError:
+        return ""
+
+
+def enqueue(tx: sa.Connection, new: Iterable[NewDelivery]) -> list[str]:
+    """Put events into the outbox, in the transaction of what they tell of; return their ids.
+
+    An end is told of once to each URL or endpoint: what is there already stays as it is.
+    """
+    rows: list[dict[str, Any]] = [
         {
             "id": new_id("msg"),
-            "job_id": job_id,
-            "owner": owner,
-            "event": event,
-            "url": url,
-            "secret": secret,
-            "include_result": include_result,
+            "job_id": one.job_id,
+            "owner": one.owner,
+            "event": one.event,
+            "url": one.url,
+            "secret": one.secret,
+            "include_result": one.include_result,
             "state": "pending",
             "try": 0,
+            "endpoint_id": one.endpoint_id,
+            "host": host_of(one.url),
+            "tries_before": 0,
+            "delay": one.delay,
         }
-        for job_id, owner, url, secret, include_result in rows
+        for one in new
     ]
-    if values:
-        tx.execute(sa.insert(table).values(next_at=now(), created_at=now()), values)
-
-
-def any_due(tx: sa.Connection) -> bool:
-    """Tell whether a delivery is due."""
-    return tx.execute(sa.select(sa.exists().where(*_due()))).scalar_one()
-
-
-def _due() -> tuple[sa.ColumnElement[bool], ...]:
-    return (table.c.state.in_([literal("pending"), literal("sending")]), table.c.next_at <= now())
-
-
-def claim(tx: sa.Connection, limit: int, hold: float) -> Sequence[Delivery]:
-    """Claim up to `limit` due deliveries for `hold` seconds; a claim that ran out counts as due."""
-    due = sa.select(table.c.id).where(*_due()).order_by(table.c.next_at).limit(limit).with_for_update(skip_locked=True)
-    ids = tx.execute(due).scalars().all()
-    if not ids:
-        return []
-    claimed = tx.execute(
-        sa.update(table)
-        .where(among(table.c.id, ids), *_due())
-        .values({"state": "sending", "try": table.c["try"] + 1, "next_at": now() + hold})
-        .returning(
-            table.c.id,
-            table.c.job_id,
-            table.c.event,
-            table.c.url,
-            table.c.secret,
-            table.c.include_result,
-            table.c.created_at,
-            table.c["try"],
-        )
-    )
-    return [Delivery(*row) for row in claimed]
-
-
-@dataclass(frozen=True, slots=True)
-class Try:
-    """How one try ended. `status` is the receiver's, None when there was no answer; `latency` in seconds."""
-
-    ok: bool
-    status: int | None
-    latency: float
-    error: str | None = None
-    answer: str | None = None
-
-
-def record(tx: sa.Connection, delivery: Delivery, ended: Try, retry_in: float | None) -> bool:
-    """Store how a try ended; `retry_in` (seconds) or None when there is none to follow. False: it is no longer ours."""
-    state = "delivered" if ended.ok else "failed" if retry_in is None else "pending"
-    updated = tx.execute(
-        sa.update(table)
-        .where(table.c.id == delivery.id, table.c["try"] == delivery.attempt, table.c.state == literal("sending"))
-        .values(
-            state=state,
-            next_at=now() + (retry_in or 0.0),
-            delivered_at=now() if ended.ok else None,
-            status=ended.status,
-            latency_ms=round(ended.latency * 1000),
-            error=ended.error,
-            answer=ended.answer,
-        )
-    )
-    return updated.rowcount == 1
+    if rows:
+        columns: dict[str, Any] = {name: sa.bindparam(name) for name in rows[0] if name != "delay"}
+        due = now() + sa.bindparam("delay", type_=sa.Double)
+        told = upsert(tx, table).values(columns | {"next_at": due, "created_at": now()})
+        tx.execute(told.on_conflict_do_nothing(), rows)
+    return [row["id"] for row in rows]

@@ -86,6 +86,12 @@ def unsent(tx: sa.Connection, seconds: float) -> int:
     return _count(tx, sa.select(_delivery.id).where(waiting, _delivery.next_at < now() - seconds))
 
 
+def any_sent(tx: sa.Connection) -> bool:
+    """Tell whether a delivery is on its way right now."""
+    on_way = (_delivery.state == literal("sending"), _delivery.next_at > now())
+    return bool(tx.execute(sa.select(sa.exists().where(*on_way))).scalar_one())
+
+
 def failing(tx: sa.Connection, within: float) -> Sequence[AnyRow]:
     """Return (url, state, error) of deliveries that did not get through: on their way, or given up in so many seconds.
 

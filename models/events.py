@@ -1,4 +1,4 @@
-"""What a delivery tells: the end of a job or of a bulk, as it was stored."""
+"""What a delivery tells: the end of a job or of a bulk, as it was stored; or nothing but that it arrives."""
 
 from __future__ import annotations
 
@@ -7,10 +7,14 @@ from dataclasses import dataclass, field
 
 import sqlalchemy as sa
 
-from models import bulks, jobs, results
+from models import bulks, event_types, jobs, results
 from models.db import AnyRow, among
-from models.deliveries import Delivery
+from models.sending import Delivery
 
+TEST = "test"
+"""The prefix of what a test tells of: `test_...` is no job and no bulk."""
+
+_COUNTS = ("total", "succeeded", "failed", "cancelled", "expired")
 _job, _body, _result = jobs.table.c, jobs.bodies.c, results.table.c
 
 
@@ -38,9 +42,15 @@ def endings(tx: sa.Connection, claimed: Iterable[Delivery], *, traced: bool = Fa
     The jobs' traces only with `traced`: on SQLite they lie behind the bodies.
     """
     chosen = list(claimed)
-    of_bulks = {delivery.job_id for delivery in chosen if not delivery.event.startswith("job.")}
-    of_jobs = [one for one in chosen if one.job_id not in of_bulks]
-    return _of_jobs(tx, of_jobs, traced=traced) | _of_bulks(tx, of_bulks)
+    tests = {one.job_id: _of_test(one) for one in chosen if one.job_id.startswith(f"{TEST}_")}
+    of_bulks = {one.job_id for one in chosen if one.event in event_types.BULKS} - tests.keys()
+    of_jobs = [one for one in chosen if one.job_id not in of_bulks and one.job_id not in tests]
+    return _of_jobs(tx, of_jobs, traced=traced) | _of_bulks(tx, of_bulks) | tests
+
+
+def _of_test(delivery: Delivery) -> Ending:
+    counts = dict.fromkeys(_COUNTS, 0) if delivery.event in event_types.BULKS else None
+    return Ending(delivery.job_id, event_types.state_of(delivery.event), None, {}, None, None, None, counts)
 
 
 def _of_bulks(tx: sa.Connection, ids: Iterable[str]) -> dict[str, Ending]:
@@ -53,7 +63,7 @@ def _of_bulks(tx: sa.Connection, ids: Iterable[str]) -> dict[str, Ending]:
 
 def _of_bulk(row: AnyRow) -> Ending:
     first = row.errors[0] if row.errors else {"code": None, "message": None}
-    counts = {name: getattr(row, name) for name in ("total", "succeeded", "failed", "cancelled", "expired")}
+    counts = {name: getattr(row, name) for name in _COUNTS}
     return Ending(row.id, row.state, row.model, row.metadata, first["code"], first["message"], None, counts)
 
 

@@ -71,6 +71,18 @@ flush_seconds = Histogram(
 lines_ingested = Counter(
     "stoker_lines_ingested_total", "Lines of bulks that were read, by what became of them.", ["as"]
 )
+deliveries = Counter("stoker_deliveries_total", "Tries of webhook deliveries, by how they ended.", ["outcome"])
+webhook_events = Histogram(
+    "stoker_webhook_request_events",
+    "Events in one request of a webhook.",
+    buckets=(1, 2, 5, 10, 20, 50, 100, 200, 500, 1000),
+)
+webhooks_in_flight = Gauge(
+    "stoker_webhook_requests_in_flight", "Requests of webhooks under way.", multiprocess_mode="livesum"
+)
+endpoints_disabled = Counter(
+    "stoker_webhook_endpoints_disabled_total", "Webhook endpoints that were disabled since they only failed."
+)
 rings_failed = Counter("stoker_task_rings_failed_total", "Doorbells and announcements that could not be sent.")
 swept = Counter("stoker_swept_total", "What the sweeper found, by kind.", ["kind"])
 retired = Counter("stoker_retired_total", "What was deleted since its time had passed, by kind.", ["kind"])

@@ -9,7 +9,7 @@ from functools import partial
 import sqlalchemy as sa
 import structlog
 
-from models import batches, bulk_leases, cohorts, deliveries, due, engines, idempotency, queue, sweeps
+from models import batches, bulk_leases, cohorts, due, engines, idempotency, owed, queue, sweeps
 from models.db import Database
 from models.failpoints import failpoint
 from stoker.settings import Settings
@@ -129,7 +129,7 @@ def _ring(database: Database, settings: Settings, bell: Doorbell) -> None:
     with database.reading() as tx:
         waiting = queue.models_with_work(tx)
         ready = batches.engines_to_ring(tx, settings.engine_gone_after)
-        unsent = deliveries.any_due(tx)
+        unsent = owed.any_due(tx)
         unattended = bulk_leases.unattended(tx)
         served = {model for model in waiting if engines.live(tx, settings.engine_gone_after, model)}
     for model in served:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from models import traces
-from models.deliveries import Delivery, Try
+from models.sending import Delivery, Try
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span

@@ -1,4 +1,4 @@
-"""The doorbell: tells of new jobs and of bulks that changed. The only file of the web side that knows Celery.
+"""The doorbell: tells of new jobs, bulks that changed, and deliveries. The only file of the web side that knows Celery.
 
 A ring is lost without harm, since the sweeper rings again. So it never holds a request up: `ring` puts a call into a
 set, and one thread a process sends what is in it, at most every 20 ms, however slow the broker is.
@@ -50,6 +50,10 @@ class Doorbell:
     def ring_bulk(self, bulk_id: str) -> None:
         """Ask for a look at a bulk, soon; never waits and never fails."""
         self._ring(_Ring("tasks.bulks.tend", "bulk", (bulk_id,)))
+
+    def ring_deliver(self) -> None:
+        """Ask for what is due to be delivered, soon; never waits and never fails."""
+        self._ring(_Ring("tasks.webhook.deliver", "default", ()))
 
     def _ring(self, ring: _Ring) -> None:
         if self._pid != os.getpid() and not self._start():

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from models import deliveries, ends
+from models import deliveries, ends, owed, sending
 from models.db import Database
-from models.deliveries import Delivery, Try
 from models.jobs import Webhook
+from models.sending import Delivery, Ended, Try
 from tests.models import given
 
 OK = Try(ok=True, status=204, latency=0.0123, answer="thanks")
@@ -24,13 +24,13 @@ def told(database: Database, count: int = 1, **fields: object) -> list[str]:
 def claim(database: Database, limit: int = 10, hold: float = 30.0) -> list[Delivery]:
     """Claim what is due."""
     with database.transaction() as tx:
-        return list(deliveries.claim(tx, limit, hold))
+        return [one for parcel in sending.claim(tx, owed.due(tx, limit), hold) for one in parcel]
 
 
 def record(database: Database, delivery: Delivery, ended: Try, retry_in: float | None = None) -> bool:
     """Store how a try ended."""
     with database.transaction() as tx:
-        return deliveries.record(tx, delivery, ended, retry_in)
+        return bool(sending.record(tx, [Ended(delivery, ended, retry_in)]))
 
 
 def test_only_jobs_with_a_webhook_are_told_of(database: Database) -> None:
@@ -41,13 +41,13 @@ def test_only_jobs_with_a_webhook_are_told_of(database: Database) -> None:
     (row,) = given.rows(database, deliveries.table)
     assert (row.job_id, row.owner, row.event, row.state) == (job_id, "alice", "job.cancelled", "pending")
     (sent,) = claim(database)
-    assert (sent.url, sent.secret, sent.include_result, sent.attempt) == (hook.url, hook.secret, True, 1)
+    assert (sent.url, sent.secrets, sent.include_result, sent.attempt) == (hook.url, (hook.secret,), True, 1)
 
 
 def test_an_empty_secret_means_the_services_own(database: Database) -> None:
     """It is stored as none."""
     told(database)
-    assert claim(database)[0].secret is None
+    assert claim(database)[0].secrets == ()
 
 
 def test_the_outbox_is_part_of_the_transaction(database: Database) -> None:
@@ -64,11 +64,11 @@ def test_a_claimed_delivery_is_not_due_until_its_claim_runs_out(database: Databa
     """Then another sender takes it, and counts one try more."""
     told(database)
     with database.reading() as tx:
-        assert deliveries.any_due(tx)
+        assert owed.any_due(tx)
     (first,) = claim(database, hold=30.0)
     assert claim(database) == []
     with database.reading() as tx:
-        assert not deliveries.any_due(tx)
+        assert not owed.any_due(tx)
     given.change(database, deliveries.table, next_at=1.0)
     (second,) = claim(database)
     assert (second.id, first.attempt, second.attempt) == (first.id, 1, 2)

@@ -85,7 +85,7 @@ def test_the_jobs_that_go_are_those_of_a_naive_look(
     for number, ((age, state, ended), bulk, event) in enumerate(lives):
         bulk_id = {"": None, "kept": kept, "gone": "bulk_gone"}[bulk]
         line = {"bulk_id": bulk_id, "line_no": number if bulk_id else None}
-        job_id = aged.job(database, age, ended, state=state, notify=bool(event), **line)
+        job_id = aged.job(database, age, ended, state=state, notify=bool(number % 2), **line)
         everything.add(job_id)
         if event:
             aged.delivery(database, job_id, ended or 0.0, event)
@@ -144,12 +144,16 @@ def test_the_batches_that_go_are_those_of_a_naive_look(
 
 
 @HELD
-@examples(lives=st.lists(st.tuples(AGES, st.sampled_from(["pending", "sending", "delivered", "failed"])), max_size=8))
+@examples(
+    lives=st.lists(st.tuples(AGES, st.sampled_from(["pending", "sending", "delivered", "failed", "noted"])), max_size=8)
+)
 def test_the_deliveries_that_go_are_those_of_a_naive_look(database: Database, lives: list[tuple[float, str]]) -> None:
     """Those of bulks, and of jobs that are gone, go by their own age, once they have ended."""
     emptied(database)
     made = {aged.delivery(database, f"bulk_{nth}", age, state): (age, state) for nth, (age, state) in enumerate(lives)}
-    expected = {ident for ident, (age, state) in made.items() if age > KEPT and state in {"delivered", "failed"}}
+    expected = {
+        ident for ident, (age, state) in made.items() if age > KEPT and state in {"delivered", "failed", "noted"}
+    }
     assert walked(database, DELIVERIES, 3) == expected
     assert aged.ids(database, deliveries.table.c.id) == set(made) - expected
 
@@ -217,13 +221,16 @@ def _place(database: Database, file_id: str) -> tuple[float, str]:
 
 
 def test_all_that_belongs_to_a_job_goes_with_it(database: Database) -> None:
-    """Body, result and deliveries of the old job; those of another stay."""
+    """Body, result, deliveries and their tries of the old job; those of another stay."""
     old, young = aged.job(database, 40 * DAY, 31 * DAY), aged.job(database, 40 * DAY, 29 * DAY)
     for job_id in (old, young):
-        aged.delivery(database, job_id, 31 * DAY)
+        tried = {"delivery_id": aged.delivery(database, job_id, 31 * DAY), "at": 1.0, "latency_ms": 1, "try": 1}
+        with database.transaction() as tx:
+            tx.execute(sa.insert(deliveries.tries).values(tried))
     assert walked(database, JOBS, 10) == {old}
     for column in (jobs.table.c.id, jobs.bodies.c.job_id, results.table.c.job_id, deliveries.table.c.job_id):
         assert aged.ids(database, column) == {young}
+    assert aged.ids(database, deliveries.tries.c.delivery_id) == aged.ids(database, deliveries.table.c.id)
 
 
 def test_what_is_no_longer_due_is_not_ended(database: Database) -> None:

@@ -19,7 +19,7 @@ from hypothesis import given as examples
 from hypothesis import strategies as st
 from prometheus_client import REGISTRY
 
-from models import batches, bulks, deliveries, files, jobs, results, retention, sweeps
+from models import batches, bulks, deliveries, files, jobs, results, retention, sweeps, usage
 from models.db import AnyRow, Database
 from models.retention import Kind
 from models.storage import Storage, StorageUnavailable
@@ -278,6 +278,19 @@ def test_a_run_is_bounded_and_the_next_goes_on(
     assert len(sizes) >= 20
     assert max(sizes) == 3
     assert not aged.ids(database, jobs.table.c.id) & set(ids)
+
+
+def test_old_usage_goes_after_its_own_time(database: Database, settings: Settings, storage: Storage) -> None:
+    """Slice by slice, by the setting for it, whatever is kept of jobs."""
+    with database.reading() as tx:
+        today = usage.day(tx)
+    rows = [{"owner": "alice", "day": today - age, "model": "m", "engine": ""} for age in range(5)]
+    with database.transaction() as tx:
+        tx.execute(sa.insert(usage.table), [row | dict.fromkeys(usage.STATES + usage.TOKENS, 1) for row in rows])
+    kept = settings.model_copy(update={"usage_days": 2.0})
+    assert retiring(database, kept, storage).run() == Counter(usage=2)
+    assert retiring(database, kept, storage).run() == Counter()
+    assert sorted(today - row.day for row in given.rows(database, usage.table)) == [0, 1, 2]
 
 
 def test_a_process_that_stops_ends_its_run(

@@ -18,7 +18,7 @@ from prometheus_client import REGISTRY
 from sqlalchemy.engine import Row
 from standardwebhooks import Webhook as Standard
 
-from models import deliveries, ends, jobs
+from models import deliveries, ends, jobs, owed, sending
 from models.db import Database
 from models.ends import Settled
 from models.errors import DatabaseUnavailable
@@ -26,7 +26,7 @@ from models.jobs import NewJob, Webhook
 from models.results import NewResult, storable
 from models.secrets import secret_of
 from stoker.settings import Settings, load
-from tasks import webhook
+from tasks import parcels, payloads, webhook
 from tests.receivers import Received, Receiver, Reply, receiver
 
 SECRET = secret_of(b"the secret of the service, 32 by")
@@ -77,7 +77,7 @@ def end_job(
 
 def rows(database: Database) -> list[Row[Any]]:
     """Return every delivery, in the order they were written, and how long until it is due."""
-    left = (deliveries.table.c.next_at - webhook.deliveries.now()).label("left")
+    left = (deliveries.table.c.next_at - deliveries.now()).label("left")
     with database.reading() as tx:
         return list(tx.execute(sa.select(deliveries.table, left).order_by(deliveries.table.c.id)))
 
@@ -98,7 +98,7 @@ def test_an_event_arrives_signed(database: Database, hooks: Receiver) -> None:
     event = Standard(SECRET).verify(got.body, dict(got.headers))
     assert event == {
         "type": "job.succeeded",
-        "id": row.id,
+        "id": payloads.event_id(job_id, "job.succeeded"),
         "object": "event",
         "created_at": int(row.created_at),
         "timestamp": event["timestamp"],
@@ -327,7 +327,7 @@ def test_a_sender_that_was_overtaken_writes_nothing(database: Database, hooks: R
     def overtake(_received: Received) -> Reply:
         make_due(database)
         with database.transaction() as tx:
-            assert len(deliveries.claim(tx, 1, 60.0)) == 1
+            assert len(sending.claim(tx, owed.due(tx, 1), 60.0)) == 1
         return Reply()
 
     hooks.answer = overtake
@@ -342,7 +342,7 @@ def test_a_sender_that_died_is_followed_by_another(database: Database, hooks: Re
     """A claim without a record runs out; the delivery is then sent, with the id it always had."""
     end_job(database, hooks.url)
     with database.transaction() as tx:
-        (claimed,) = deliveries.claim(tx, 1, 60.0)
+        ((claimed,),) = sending.claim(tx, owed.due(tx, 1), 60.0)
     assert webhook.deliver_due(database, settings_with()) == 0
     with database.transaction() as tx:
         tx.execute(sa.update(deliveries.table).values(next_at=deliveries.table.c.next_at - 61.0))
@@ -355,7 +355,7 @@ def test_a_delivery_that_kills_its_senders_is_given_up(sqlite_database: Database
     end_job(sqlite_database, hooks.url)
     for _ in range(6):
         with sqlite_database.transaction() as tx:
-            deliveries.claim(tx, 1, 0.0)
+            sending.claim(tx, owed.due(tx, 1), 0.0)
     webhook.deliver_due(sqlite_database, settings_with())
     (row,) = rows(sqlite_database)
     assert (row.state, row.error) == ("failed", "given up: 7 tries, most of which ended without a record")
@@ -366,7 +366,7 @@ def test_a_sender_that_froze_after_its_claim_sends_nothing(
     sqlite_database: Database, hooks: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Woken up too late to end within its claim, it leaves the delivery to whoever claims it next."""
-    monkeypatch.setattr(webhook, "_SLACK", -1.0)
+    monkeypatch.setattr(parcels, "SLACK", -1.0)
     end_job(sqlite_database, hooks.url)
     webhook.deliver_due(sqlite_database, settings_with())
     assert hooks.received == []
@@ -405,7 +405,7 @@ def test_a_fault_of_ours_costs_one_try(
     sqlite_database: Database, hooks: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is recorded, the others go on, and it is raised in the end."""
-    payload = webhook.payload
+    payload = payloads.one
     bad = end_job(sqlite_database, f"{hooks.url}/bad")
     end_job(sqlite_database, f"{hooks.url}/good")
 
@@ -414,7 +414,7 @@ def test_a_fault_of_ours_costs_one_try(
             raise KeyError("fault")
         return payload(delivery, ending)
 
-    monkeypatch.setattr(webhook, "payload", fail)
+    monkeypatch.setattr(payloads, "one", fail)
     with pytest.raises(KeyError):
         webhook.deliver_due(sqlite_database, settings_with())
     assert [(row.state, row.error) for row in rows(sqlite_database)] == [
