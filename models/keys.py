@@ -1,14 +1,17 @@
-"""API keys: who a request is from. Only a hash is stored; the key itself is shown once."""
+"""API keys: who a request is from, and what it may do. Only a hash is stored; the key itself is shown once."""
 
 from __future__ import annotations
 
 import hashlib
 import secrets
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import sqlalchemy as sa
 
-from models.db import Id, metadata, new_id, now
+from models.db import AnyRow, Id, among, metadata, new_id, now
+from models.errors import NotFound, StokerError
 
 table = sa.Table(
     "api_keys",
@@ -29,6 +32,25 @@ table = sa.Table(
 
 sa.Index("api_keys_owner", table.c.owner, table.c.id)
 
+SCOPES = ("submit", "read", "admin")
+USUAL = ("submit", "read")
+USED_EVERY = 60.0
+"""Seconds within which a use is not noted again."""
+
+_VALID = (table.c.revoked_at.is_(None), sa.or_(table.c.expires_at.is_(None), table.c.expires_at > now()))
+_FOUND = (
+    table.c.id,
+    table.c.owner,
+    table.c.scopes,
+    table.c.limits,
+    (table.c.expires_at - now()).label("expires_in"),
+    sa.func.coalesce(table.c.last_used_at < now() - USED_EVERY, sa.true()).label("unnoted"),
+)
+
+
+class KeyEnded(StokerError):
+    """The key is revoked or has expired, and nothing can be made of it."""
+
 
 @dataclass(frozen=True, slots=True)
 class NewKey:
@@ -39,29 +61,120 @@ class NewKey:
     secret: str = field(repr=False)
 
 
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A valid key. `expires_in`: seconds, None for ever; `unnoted`: its last use is to be noted again."""
+
+    id: str
+    owner: str
+    scopes: frozenset[str]
+    limits: Mapping[str, object] | None
+    expires_in: float | None
+    unnoted: bool
+
+
 def _hash(secret: str) -> str:
-    # The key is 256 random bits: a plain hash cannot be searched, and is compared by the index.
+    # The key is 256 random bits: a plain hash cannot be searched. It is looked up by the index, in a time that may
+    # depend on how much of the HASH agrees, which nobody who has not the key can choose.
     return hashlib.sha256(secret.encode()).hexdigest()
 
 
-def create(tx: sa.Connection, owner: str) -> NewKey:
-    """Make a key for an owner."""
+def create(
+    tx: sa.Connection,
+    owner: str,
+    *,
+    name: str = "",
+    scopes: Iterable[str] = USUAL,
+    expires_in: float | None = None,
+    limits: Mapping[str, float] | None = None,
+) -> NewKey:
+    """Make a key for an owner; it expires after so many seconds. `limits`: see `models/key_limits.py`."""
     secret = f"sk-stoker-{secrets.token_urlsafe(32)}"
     made = NewKey(new_id("key"), owner, secret)
     tx.execute(
         sa.insert(table).values(
-            id=made.id, owner=owner, hash=_hash(secret), prefix=secret[:14], created_at=now(), revoked_at=None
+            id=made.id,
+            owner=owner,
+            hash=_hash(secret),
+            prefix=secret[:14],
+            created_at=now(),
+            revoked_at=None,
+            name=name,
+            scopes=" ".join(scope for scope in SCOPES if scope in set(scopes)),
+            expires_at=None if expires_in is None else now() + expires_in,
+            limits=dict(limits) if limits else None,
         )
     )
     return made
 
 
-def owner_of(tx: sa.Connection, secret: str) -> str | None:
-    """Return the owner behind a key, None when it is unknown or revoked."""
-    valid = sa.select(table.c.owner).where(table.c.hash == _hash(secret), table.c.revoked_at.is_(None))
-    return tx.execute(valid).scalar_one_or_none()
+def find(tx: sa.Connection, secret: str) -> Found | None:
+    """Return the key that a client has sent; None when it is unknown, revoked or expired."""
+    return _found(tx, table.c.hash == _hash(secret))
+
+
+def find_by_id(tx: sa.Connection, key_id: str) -> Found | None:
+    """Return the key with an id; None when it is unknown, revoked or expired."""
+    return _found(tx, table.c.id == key_id)
+
+
+def _found(tx: sa.Connection, which: sa.ColumnElement[bool]) -> Found | None:
+    row = tx.execute(sa.select(*_FOUND).where(which, *_VALID)).one_or_none()
+    if row is None:
+        return None
+    limits = row.limits if isinstance(row.limits, dict) else None
+    return Found(row.id, row.owner, frozenset(row.scopes.split()), limits, row.expires_in, bool(row.unnoted))
+
+
+def page(tx: sa.Connection, owner: str | None = None, limit: int = 1000) -> Sequence[AnyRow]:
+    """Return keys, newest first, each with `state`: valid, expired or revoked. Never what could open anything."""
+    state = sa.case(
+        (table.c.revoked_at.is_not(None), "revoked"), (table.c.expires_at <= now(), "expired"), else_="valid"
+    )
+    columns = [column for column in table.c if column.name != "hash"]
+    chosen = sa.select(*columns, state.label("state")).order_by(table.c.id.desc()).limit(limit)
+    return tx.execute(chosen if owner is None else chosen.where(table.c.owner == owner)).all()
+
+
+def revoke(tx: sa.Connection, key_id: str) -> bool:
+    """Revoke a key for good; return whether it was not revoked before. Raises NotFound."""
+    mine = table.c.id == key_id
+    if tx.execute(sa.update(table).where(mine, table.c.revoked_at.is_(None)).values(revoked_at=now())).rowcount:
+        return True
+    if tx.execute(sa.select(sa.exists().where(mine))).scalar_one():
+        return False
+    raise NotFound("key", key_id)
+
+
+def rotate(tx: sa.Connection, key_id: str, overlap: float) -> NewKey:
+    """Make a key like this one, which ends after `overlap` seconds; the new one lasts as long as this one was to.
+
+    Raises NotFound and KeyEnded.
+    """
+    old = tx.execute(sa.select(table).where(table.c.id == key_id).with_for_update()).one_or_none()
+    if old is None:
+        raise NotFound("key", key_id)
+    ends: Any = now() + overlap
+    sooner = sa.case((table.c.expires_at < ends, table.c.expires_at), else_=ends)
+    if not tx.execute(sa.update(table).where(table.c.id == key_id, *_VALID).values(expires_at=sooner)).rowcount:
+        raise KeyEnded(f"Key {key_id} is revoked or has expired: make a new one with `stoker keys create`.")
+    lasts = None if old.expires_at is None else old.expires_at - old.created_at
+    return create(tx, old.owner, name=old.name, scopes=old.scopes.split(), expires_in=lasts, limits=old.limits)
+
+
+def note_used(tx: sa.Connection, key_ids: Iterable[str]) -> None:
+    """Note that keys were used a moment ago, unless another process has just done so."""
+    stale = sa.or_(table.c.last_used_at.is_(None), table.c.last_used_at < now() - USED_EVERY / 2)
+    chosen = sa.select(table.c.id).where(among(table.c.id, sorted(key_ids)), stale).order_by(table.c.id)
+    # Another process does the same: whoever comes second leaves the rows to it.
+    locked = tx.execute(chosen.with_for_update(skip_locked=True)).scalars().all()
+    if locked:
+        tx.execute(sa.update(table).where(among(table.c.id, locked)).values(last_used_at=now()))
 
 
 def any_exist(tx: sa.Connection) -> bool:
-    """Tell whether a valid key exists: then every request needs one."""
+    """Tell whether there is a key that is not revoked, be it expired: then every request needs one.
+
+    A key that runs out must not open the service to everybody on the machine; who revokes the last one has chosen so.
+    """
     return tx.execute(sa.select(sa.exists().where(table.c.revoked_at.is_(None)))).scalar_one()

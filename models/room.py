@@ -1,4 +1,7 @@
-"""Room in the queue: how many more jobs may wait, of one owner and of all. What is let in is the caller's to store.
+"""Room in the queue: how many more jobs may wait, of one owner and of all, and how many tokens of an owner.
+
+What is let in is the caller's to store. Tokens are limited only where somebody has said so; what they are is an
+estimate, and where none wait any one job is let in.
 
 Nobody counts for each job. A process remembers what it counted last, adds what it has let in since, and counts again
 when a sixteenth of the room that was left is used up, or a minute has passed; one thread at a time for each owner, and
@@ -14,7 +17,8 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import partial
 
 import structlog
@@ -46,12 +50,21 @@ MOST_REMEMBERED = 10_000
 """Owners whose counts a process remembers."""
 
 
-class _Line:
-    """The jobs that wait, of one owner or of all."""
+@dataclass(frozen=True, slots=True)
+class Most:
+    """How many jobs, and tokens, of one owner may wait; 0: no limit but that of all."""
 
-    def __init__(self, whose: str, limit: int, count: Callable[[int], int]) -> None:
+    jobs: int
+    tokens: int = 0
+
+
+class _Line:
+    """The jobs that wait, of one owner or of all; or their tokens."""
+
+    def __init__(self, whose: str, limit: int, count: Callable[[int], int], unit: str = "jobs") -> None:
         self.whose = whose
         self.limit = limit
+        self.unit = unit
         self._count = count
         self._changed = threading.Condition()
         self._counted: int | None = None
@@ -68,10 +81,13 @@ class _Line:
         """Return how many wait, as far as this process knows."""
         return (self._counted or 0) + self._since
 
-    def look(self) -> None:
-        """Count, if that is due and no other thread does. Raises DatabaseUnavailable when nothing is known yet."""
+    def look(self, most: int) -> None:
+        """Count, if that is due for a limit and no other thread does.
+
+        Raises DatabaseUnavailable when nothing is known yet.
+        """
         with self._changed:
-            if not self._due():
+            if not self._due(most):
                 return
             if self._counting:
                 if self._counted is None:
@@ -95,11 +111,11 @@ class _Line:
                 self._counting = False
                 self._changed.notify_all()
 
-    def _due(self) -> bool:
+    def _due(self, most: int) -> bool:
         if self._counted is None:
             return True
         age = time.monotonic() - self._counted_at
-        used = self._since * STEP >= self.limit - self._counted
+        used = self._since * STEP >= most - self._counted
         return age >= self._pause and (used or self._wanted or age > KEEP)
 
     def _note(self, found: int | None, stored: int, started: float) -> None:
@@ -121,82 +137,102 @@ class _Line:
             self._wanted = True
         return free
 
-    def is_worth_while(self, share: float) -> bool:
-        """Tell whether a sixteenth of the limit is free."""
-        wanted = max(1, self.limit // STEP)
-        return self.free(_part(self.limit, share), wanted) >= wanted
+    def is_worth_while(self, most: int, share: float) -> bool:
+        """Tell whether a sixteenth of a limit is free."""
+        wanted = max(1, most // STEP)
+        return self.free(_part(most, share), wanted) >= wanted
 
-    def check(self, jobs: int, most: float) -> None:
-        """Raise QueueFull when with so many more than `most` would wait."""
-        if jobs and self.free(most, jobs) < jobs:
-            raise QueueFull(self.whose, self.limit, self._come_back())
+    def check(self, many: int, most: float, least: int | None = None) -> None:
+        """Raise QueueFull when with so many more than `most` would wait; `least`: how many of them must fit."""
+        needed = many if least is None else min(many, least)
+        lone = self.unit == "tokens" and self.waiting <= 0  # larger than the limit itself, it would never fit
+        if many and self.free(most, needed) < needed and not lone:
+            raise QueueFull(self.whose, int(most), self._come_back(most), self.unit)
 
-    def take(self, jobs: int, most: float) -> None:
+    def take(self, many: int, most: float, least: int | None = None) -> None:
         """Let in so many, unless more than `most` would wait then. Raises QueueFull."""
         with self._changed:
-            self.check(jobs, most)
-            self._since += jobs
-            self._under_way += jobs
+            self.check(many, most, least)
+            self._since += many
+            self._under_way += many
 
-    def end(self, jobs: int, *, stored: bool) -> None:
+    def end(self, many: int, *, stored: bool) -> None:
         """Note that so many that were let in are stored, or are not."""
         with self._changed:
-            self._under_way -= jobs
+            self._under_way -= many
             if not stored:
-                self._since -= jobs
+                self._since -= many
 
-    def _come_back(self) -> int:
+    @contextmanager
+    def taken(self, many: int, most: float, least: int | None = None) -> Iterator[None]:
+        """Let in what the block stores; when it fails it is not counted. Raises QueueFull."""
+        self.take(many, most, least)
+        stored = False
+        try:
+            yield
+            stored = True
+        finally:
+            self.end(many, stored=stored)
+
+    def _come_back(self, most: float) -> int:
         if not self._pace:
             return UNKNOWN_PACE
-        return max(1, min(LONGEST_PAUSE, math.ceil(self.limit * HUNDREDTH / self._pace)))
+        return max(1, min(LONGEST_PAUSE, math.ceil(most * HUNDREDTH / self._pace)))
 
 
 class Room:
     """What one process knows of the room in the queue. Safe to share between threads; not across a fork."""
 
-    def __init__(self, database: Database, of_owner: int, of_all: int) -> None:
-        """Take the limits: how many jobs may wait of one owner, and of all."""
+    def __init__(self, database: Database, of_owner: int, of_all: int, tokens_of_owner: int = 0) -> None:
+        """Take the limits: how many jobs may wait of one owner, and of all; and tokens of one owner, 0: any."""
         self._database = database
-        self._of_owner = of_owner
+        self._usual = Most(of_owner, tokens_of_owner)
         self._floor = of_all // FLOOR
         self._lock = threading.Lock()
-        self._lines: dict[str, _Line] = {}
+        self._lines: dict[tuple[str, str], _Line] = {}
         self._all = _Line("", of_all, self._count_all)
 
     @contextmanager
-    def place(self, owner: str, jobs: int = 1, share: float = 1.0) -> Iterator[None]:
+    def place(
+        self, owner: str, jobs: int = 1, share: float = 1.0, *, tokens: int = 0, most: Most | None = None
+    ) -> Iterator[None]:
         """Take room for jobs that the block stores; when it fails they are not counted. Raises QueueFull.
 
-        `share` is the part of the limits up to which these may fill the queue.
+        `share` is the part of the limits up to which these may fill the queue, `most` the limits where they are not
+        the usual ones. Of many jobs' tokens one must fit: how long lines are is not theirs to choose who read them.
         """
-        mine = self._looked(owner)
-        mine.take(jobs, _part(mine.limit, share))
-        stored = False
-        try:
-            self._all.take(jobs, self._most_of_all(mine.waiting, share))
-        except QueueFull:
-            mine.end(jobs, stored=False)
-            raise
-        try:
+        mine, limit = self._looked(owner, most)
+        heap, limit_of_tokens = self._tokens_looked(owner, most)
+        with ExitStack() as held:
+            held.enter_context(mine.taken(jobs, _part(limit, share)))
+            waiting_then = mine.waiting
+            if heap is not None:
+                least = 1 if share < 1 else None
+                held.enter_context(heap.taken(tokens, _part(limit_of_tokens, share), least))
+            held.enter_context(self._all.taken(jobs, self._most_of_all(waiting_then, share)))
             yield
-            stored = True
-        finally:
-            mine.end(jobs, stored=stored)
-            self._all.end(jobs, stored=stored)
 
-    def check(self, owner: str, *, skip: bool = False) -> None:
+    def check(self, owner: str, *, skip: bool = False, most: Most | None = None) -> None:
         """Take nothing. Raises QueueFull when there is no room for one more job, unless none is to come of it."""
         if skip:
             return
-        mine = self._looked(owner)
-        mine.check(1, mine.limit)
+        mine, limit = self._looked(owner, most)
+        heap, limit_of_tokens = self._tokens_looked(owner, most)
+        mine.check(1, limit)
+        if heap is not None:
+            heap.check(1, limit_of_tokens)
         self._all.check(1, self._most_of_all(mine.waiting + 1, 1.0))
 
     def left(self, owner: str, share: float = 1.0) -> int:
         """Return for how many more jobs of an owner there is room, up to a share of the limits."""
-        mine = self._looked(owner)
+        mine, limit = self._looked(owner)
         of_all = max(self._all.free(_part(self._all.limit, share)), self._floor - mine.waiting)
-        return max(0, int(min(mine.free(_part(mine.limit, share)), of_all)))
+        return max(0, int(min(mine.free(_part(limit, share)), of_all)))
+
+    def tokens_left(self, owner: str, share: float = 1.0) -> float:
+        """Return for how many more tokens of an owner there is room, up to a share of the limit."""
+        heap, limit = self._tokens_looked(owner)
+        return math.inf if heap is None else heap.free(_part(limit, share))
 
     def enough(self, owner: str, share: float = 1.0) -> bool:
         """Tell whether it is worth while to go on with lines that wait for room: to find one's place again may be dear.
@@ -204,19 +240,37 @@ class Room:
         That is when a sixteenth of a limit is free, and of the total limit also when the owner has next to nothing
         waiting: the others may never leave so much.
         """
-        mine = self._looked(owner)
+        mine, limit = self._looked(owner)
+        heap, limit_of_tokens = self._tokens_looked(owner)
+        if heap is not None and not heap.is_worth_while(limit_of_tokens, share):
+            return False
         spared = mine.waiting * 2 < self._floor
-        return all(line.is_worth_while(share) for line in ((mine,) if spared else (mine, self._all)))
+        return mine.is_worth_while(limit, share) and (spared or self._all.is_worth_while(self._all.limit, share))
 
-    def _looked(self, owner: str) -> _Line:
+    def _looked(self, owner: str, most: Most | None = None) -> tuple[_Line, int]:
+        """Return an owner's line, counted, and how many jobs it may have."""
+        limit = (most or self._usual).jobs or self._all.limit
+        mine = self._line(owner, "jobs", limit, partial(self._count_owner, owner))
+        mine.look(limit)
+        self._all.look(self._all.limit)
+        return mine, limit
+
+    def _tokens_looked(self, owner: str, most: Most | None = None) -> tuple[_Line | None, int]:
+        """Return the same of an owner's tokens; None where they are not limited."""
+        if not (limit := (most or self._usual).tokens):
+            return None, 0
+        heap = self._line(owner, "tokens", limit, partial(self._count_tokens, owner))
+        heap.look(limit)
+        return heap, limit
+
+    def _line(self, owner: str, unit: str, limit: int, count: Callable[[int], int]) -> _Line:
         with self._lock:
-            if (mine := self._lines.get(owner)) is None:
+            line = self._lines.get((owner, unit))
+            if line is None or line.limit < limit:  # counted no further than to the lesser limit
                 if len(self._lines) >= MOST_REMEMBERED:
                     self._lines.clear()
-                mine = self._lines[owner] = _Line(owner, self._of_owner, partial(self._count_owner, owner))
-        mine.look()
-        self._all.look()
-        return mine
+                line = self._lines[owner, unit] = _Line(owner, limit, count, unit)
+            return line
 
     def _most_of_all(self, waiting_then: int, share: float) -> float:
         return math.inf if waiting_then <= self._floor else _part(self._all.limit, share)
@@ -224,6 +278,10 @@ class Room:
     def _count_owner(self, owner: str, most: int) -> int:
         with self._database.reading() as tx:
             return waiting.of_owner(tx, owner, most)
+
+    def _count_tokens(self, owner: str, _most: int) -> int:
+        with self._database.reading() as tx:
+            return waiting.tokens_of_owner(tx, owner, self._all.limit)
 
     def _count_all(self, most: int) -> int:
         with self._database.reading() as tx:

@@ -1,25 +1,19 @@
-"""The commands that look after the database and its keys."""
+"""The commands that look after a service and its database."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+from stoker.cli_database import database_errors, opened, settings_of
 from stoker.console import DatabaseOption, DataOption, JsonOption, fail, settings_errors, tell
-
-if TYPE_CHECKING:
-    from models.db import Database
-    from stoker.settings import Settings
 
 db = typer.Typer(help="The database's tables.", no_args_is_help=True)
 care = typer.Typer()
-keys = typer.Typer(help="API keys and secrets.", no_args_is_help=True)
 
 
 _SIGNS = {"ok": "ok", "warning": "warning", "problem": "PROBLEM"}
@@ -79,7 +73,7 @@ def upgrade(data: DataOption = None, database_url: DatabaseOption = None) -> Non
     """Bring the database's tables up to this version; nothing happens when they are."""
     from models import schema
 
-    with _database(data, database_url) as database:
+    with opened(data, database_url) as database:
         schema.upgrade(database, tell)
     typer.echo("the database is up to date")
 
@@ -90,11 +84,14 @@ def backup(
     data: DataOption = None,
     database_url: DatabaseOption = None,
 ) -> None:
-    """Copy the database to a file, as it is at one moment; the service may run. Files are apart: docs/operating.md."""
+    """Copy the database to a file, as it is at one moment; the service may run.
+
+    Files are apart, and so is the key that secrets are sealed with: docs/operating.md.
+    """
     from stoker import backup as backups
 
-    with _errors():
-        size = backups.backup(_settings(data, database_url), file)
+    with database_errors():
+        size = backups.backup(settings_of(data, database_url), file)
     typer.echo(f"{file}: {size:,} bytes")
 
 
@@ -107,9 +104,25 @@ def restore(
     """Fill an empty database from a backup, before the service is started; what ran then is queued again."""
     from stoker import backup as backups
 
-    with _errors():
-        returned = backups.restore(_settings(data, database_url), file)
+    with database_errors():
+        returned = backups.restore(settings_of(data, database_url), file)
     typer.echo(f"restored; batches that were under way and are queued again: {returned}")
+
+
+@db.command(epilog="Example: STOKER_SECRET_KEY='NEW OLD' stoker db reseal --data /srv/stoker")
+def reseal(data: DataOption = None, database_url: DatabaseOption = None) -> None:
+    """Seal every stored secret with the newest of the secret keys; the service may run. Then the old keys can go."""
+    from models import resealing, schema
+    from models.sealing import seal_of
+
+    with database_errors():
+        seal = seal_of(settings_of(data, database_url))
+    with opened(data, database_url) as database:
+        schema.check(database)
+        done = resealing.reseal(database, seal)
+    typer.echo(f"sealed anew: {done.changed}; with the newest key already: {done.kept}")
+    if done.lost:
+        fail(f"{done.lost} secrets can be opened with none of the keys: they are lost unless their key is found")
 
 
 @db.command()
@@ -117,65 +130,6 @@ def check(data: DataOption = None, database_url: DatabaseOption = None) -> None:
     """Fail unless this version works with the database's tables."""
     from models import schema
 
-    with _database(data, database_url) as database:
+    with opened(data, database_url) as database:
         newer = schema.check(database)
     typer.echo(f"the database is newer ({newer}), and compatible" if newer else "the database is up to date")
-
-
-@keys.command(epilog="Example: stoker keys create --owner alice")
-def create(
-    owner: Annotated[str, typer.Option(help="Who the key is for; sees only its own jobs.")],
-    *,
-    data: DataOption = None,
-    database_url: DatabaseOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Make an API key and print it, once. From the first key on, every request needs one."""
-    from models import keys as api_keys
-    from models import schema
-
-    with _database(data, database_url) as database:
-        schema.check(database)
-        with database.transaction() as tx:
-            made = api_keys.create(tx, owner)
-    typer.echo(json.dumps({"id": made.id, "owner": made.owner, "key": made.secret}) if as_json else made.secret)
-
-
-@keys.command()
-def webhook_secret() -> None:
-    """Print a new secret for STOKER_WEBHOOK_SECRET, with which webhooks are signed."""
-    from stoker.local import new_webhook_secret
-
-    typer.echo(new_webhook_secret())
-
-
-@contextmanager
-def _database(data: Path | None, database_url: str | None) -> Iterator[Database]:
-    """Open the database of the settings; what goes wrong with it is one line."""
-    from models.db import Database
-
-    settings = _settings(data, database_url)
-    with _errors(), closing(Database(settings.database, pool_size=1)) as database:
-        yield database
-
-
-def _settings(data: Path | None, database_url: str | None) -> Settings:
-    from stoker.settings import load
-
-    given = {name: value for name, value in (("data", data), ("database_url", database_url)) if value}
-    with settings_errors():
-        return load(**given)
-
-
-@contextmanager
-def _errors() -> Iterator[None]:
-    """End the program with one line when something is wrong with the database."""
-    from alembic.util import CommandError
-    from sqlalchemy.exc import SQLAlchemyError
-
-    from models.errors import StokerError
-
-    try:
-        yield
-    except (SQLAlchemyError, StokerError, CommandError) as error:
-        fail(str(getattr(error, "orig", None) or error).strip().partition("\n")[0])

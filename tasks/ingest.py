@@ -12,6 +12,7 @@ The next chunk is read while the database takes one: each of the two needs about
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
@@ -53,6 +54,7 @@ class _Chunk:
     jobs: list[NewLine] = field(default_factory=list)
     ended: list[EndedLine] = field(default_factory=list)
     size: int = 0
+    tokens: int = 0
     rows: Rows | None = None
 
     def __len__(self) -> int:
@@ -67,11 +69,12 @@ class _Chunk:
         else:
             self.jobs.append(_new_line(taken.number, made))
             self.size += len(made.body)
+            self.tokens += made.tokens
 
     def end(self, state: str) -> None:
         """Let no line become a job any more: each ends in this state."""
         self.ended += [EndedLine(job.number, job.custom_id, state, state, _MESSAGES[state]) for job in self.jobs]
-        self.jobs, self.rows = [], None
+        self.jobs, self.rows, self.tokens = [], None, 0
 
 
 def _new_line(number: int, job: LineJob) -> NewLine:
@@ -133,33 +136,36 @@ class _Ingest:
         rules = rules_of(tending.database, held, tending.settings.served_name)
         source = tending.source(held)
         chunk = _Chunk(held.offset, held.line)
-        most = self._fitting(FIRST_CHUNK if held.line == 0 else tending.chunk_lines)
+        most, tokens = self._fitting(FIRST_CHUNK if held.line == 0 else tending.chunk_lines)
         try:
             for taken in source.read(rules, held.offset, held.line):
                 chunk.take(taken)
-                if len(chunk) >= most or chunk.size >= tending.chunk_bytes:
+                if len(chunk) >= most or chunk.size >= tending.chunk_bytes or chunk.tokens >= tokens:
                     yield chunk
-                    chunk, most = _Chunk(chunk.offset, chunk.line), self._fitting(tending.chunk_lines)
+                    chunk = _Chunk(chunk.offset, chunk.line)
+                    most, tokens = self._fitting(tending.chunk_lines)
         except BadInput:
             yield chunk
             raise
         chunk.offset, chunk.line = max(chunk.offset, source.offset), max(chunk.line, source.number)
         yield chunk
 
-    def _fitting(self, most: int) -> int:
-        """Return how many lines the next chunk may have: what there is room for, and one where there is none.
+    def _fitting(self, most: int) -> tuple[int, float]:
+        """Return how many lines and tokens the next chunk may have: what there is room for, and one where is none.
 
         That one, if it becomes a job, is refused when it is to be stored: a line that cannot be read needs no room.
         """
-        left = most if _end_as(self._held) else self._tending.room.left(self._held.owner, FOR_BULKS)
-        return max(1, min(most, left))
+        if _end_as(self._held):
+            return most, math.inf
+        room, owner = self._tending.room, self._held.owner
+        return max(1, min(most, room.left(owner, FOR_BULKS))), max(1, room.tokens_left(owner, FOR_BULKS))
 
     def _store(self, chunk: _Chunk) -> None:
         self._tending.check()
         if (end_as := _end_as(self._held)) is not None:
             chunk.end(end_as)
         started = time.monotonic()
-        with self._tending.room.place(self._held.owner, len(chunk.jobs), FOR_BULKS):
+        with self._tending.room.place(self._held.owner, len(chunk.jobs), FOR_BULKS, tokens=chunk.tokens):
             self._held = self._tending.database.retrying(partial(self._write, chunk=chunk))
         failpoint("ingest.committed")
         metrics.lines_ingested.labels("job").inc(len(chunk.jobs))

@@ -10,13 +10,19 @@ import hashlib
 import ipaddress
 import threading
 import time
+from collections.abc import Callable
 from urllib.parse import urlsplit
 
+import sqlalchemy as sa
 from flask import Request
 
-from models import keys
+from models import key_limits, keys
 from models.db import Database
+from models.keys import Found
+from stoker.settings import Settings
+from webapi.caller import Caller
 from webapi.errors import Problem
+from webapi.key_uses import KeyUses
 
 LOCAL_OWNER = "local"
 KEY_PREFIX = "sk-stoker-"
@@ -39,58 +45,84 @@ def is_loopback(host: str) -> bool:
 
 
 class Keys:
-    """The owners of API keys, remembered for `keep` seconds: so long a revoked key may still work."""
+    """The callers behind API keys, remembered for `keep` seconds: so long a revoked key may still work.
 
-    def __init__(self, database: Database, host: str, keep: float = 3.0) -> None:
+    Three seconds are promised; the rest is for the look-up itself.
+    """
+
+    def __init__(self, database: Database, settings: Settings, keep: float = 2.5) -> None:
         self._database = database
-        self._loopback = is_loopback(host)
+        self._settings = settings
+        self._loopback = is_loopback(settings.host)
         self._keep = keep
         self._lock = threading.Lock()
         self._looking = threading.Lock()
-        self._owners: dict[bytes, tuple[str, float]] = {}
+        self._callers: dict[bytes, tuple[Caller, float]] = {}
+        self._looked_at: set[bytes] = set()
         self._open = (False, -keep)
+        self._uses = KeyUses(database)
 
-    def owner(self, asked: Request) -> str:
-        """Return the owner that a request acts for. Raises Problem 401 and 403."""
+    def caller(self, asked: Request) -> Caller:
+        """Return whom a request acts for. Raises Problem 401 and 403."""
         scheme, _, secret = asked.headers.get("Authorization", "").partition(" ")
         secret = secret.strip() if scheme.lower() == "bearer" else ""
         if secret.startswith(KEY_PREFIX):
-            if owner := self._owner_of(secret):
-                return owner
+            if caller := self.of_secret(secret):
+                return caller
             raise _unauthorized("This API key is not valid.")
-        if not self._is_open():
+        if not self.is_open():
             raise _unauthorized("This request has no API key.")
         _refuse_strangers(asked)
-        return LOCAL_OWNER
+        return Caller(LOCAL_OWNER, limits=key_limits.of(self._settings))
 
-    def _owner_of(self, secret: str) -> str | None:
+    def of_secret(self, secret: str) -> Caller | None:
+        """Return the caller behind a key; None when it is not valid."""
+        # Remembered by its digest: what is in memory opens nothing.
         digest = hashlib.sha256(secret.encode()).digest()
-        remembered = self._owners.get(digest)
+        return self._remembered(digest, lambda tx: keys.find(tx, secret))
+
+    def of_id(self, key_id: str) -> Caller | None:
+        """Return the caller behind the key with an id; None when it is not, or no longer, valid."""
+        digest = hashlib.sha256(b"id " + key_id.encode()).digest()
+        return self._remembered(digest, lambda tx: keys.find_by_id(tx, key_id))
+
+    def close(self) -> None:
+        """Note what is to be noted yet."""
+        self._uses.close()
+
+    def _remembered(self, digest: bytes, find: Callable[[sa.Connection], Found | None]) -> Caller | None:
+        remembered = self._callers.get(digest)
         if remembered and time.monotonic() < remembered[1]:
             return remembered[0]
-        if remembered and not self._looking.acquire(blocking=False):
-            return remembered[0]  # one looks for all: a crowd is not to look at the same moment
-        try:
-            owner = self._look(secret)
-        finally:
-            if remembered:
-                self._looking.release()
-        self._remember(digest, owner)
-        return owner
-
-    def _look(self, secret: str) -> str | None:
-        with self._database.reading() as tx:
-            return keys.owner_of(tx, secret)
-
-    def _remember(self, digest: bytes, owner: str | None) -> None:
         with self._lock:
-            if len(self._owners) >= MOST_REMEMBERED:
-                self._owners.clear()
-            self._owners.pop(digest, None)
-            if owner is not None:
-                self._owners[digest] = (owner, time.monotonic() + self._keep)
+            if remembered and digest in self._looked_at:
+                return remembered[0]  # one looks for all: a crowd is not to look at the same moment
+            self._looked_at.add(digest)
+        try:
+            since = time.monotonic()
+            with self._database.reading() as tx:
+                found = find(tx)
+        finally:
+            with self._lock:
+                self._looked_at.discard(digest)
+        return self._remember(digest, found, since)
 
-    def _is_open(self) -> bool:
+    def _remember(self, digest: bytes, found: Found | None, since: float) -> Caller | None:
+        caller: Caller | None = None
+        with self._lock:
+            if len(self._callers) >= MOST_REMEMBERED:
+                self._callers.clear()
+            self._callers.pop(digest, None)
+            if found is not None:
+                caller = Caller(found.owner, found.id, found.scopes, key_limits.of(self._settings, found.limits))
+                lasts = self._keep if found.expires_in is None else min(self._keep, found.expires_in)
+                self._callers[digest] = (caller, since + lasts)
+        if found is not None and found.unnoted:
+            self._uses.note(found.id)
+        return caller
+
+    def is_open(self) -> bool:
+        """Tell whether requests without a key are taken: from this machine, while there is none."""
         is_open, until = self._open
         # Only while it is open: who was refused a moment ago may be let in now, and the other way round.
         if time.monotonic() < until or (is_open and not self._looking.acquire(blocking=False)):
@@ -105,7 +137,7 @@ class Keys:
 
 
 def any_exist(database: Database) -> bool:
-    """Tell whether a valid key exists."""
+    """Tell whether there is a key that is not revoked."""
     with database.reading() as tx:
         return keys.any_exist(tx)
 

@@ -22,8 +22,10 @@ from models.errors import DatabaseUnavailable
 from models.states import JOB
 from models.streams import Piece
 from stoker.settings import Settings
+from webapi.caller import Caller, current
 from webapi.errors import Problem
 from webapi.hangups import Hangups
+from webapi.streams_of_keys import StreamsOfKeys
 from webapi.subscription import Subscription
 from webapi.waking import Waking
 
@@ -146,6 +148,7 @@ class Waiters:
         self._turns = threading.BoundedSemaphore(TURNS)
         self._waiting: dict[str, set[Waiter]] = {}
         self._count = 0
+        self._of_keys = StreamsOfKeys()
         self._pid = 0
         self._to_start: list[Callable[[], None]] = []
         self._anybody = threading.Event()
@@ -153,8 +156,9 @@ class Waiters:
 
     @contextmanager
     def place(self, waiter: Waiter, connection: socket | None = None) -> Iterator[Waiter]:
-        """Take one of the places for those who wait, before there is a job. Raises TooManyWaiters when none is left."""
-        self._take_place()
+        """Take one of the places for those who wait, before there is a job. Raises TooManyWaiters, and Problem."""
+        caller = current()
+        self._take_place(caller)
         waiter.waking = self._waking
         try:
             with self._hangups.watching(connection, waiter.hang_up):
@@ -163,6 +167,7 @@ class Waiters:
             self._waking.left(waiter.woken.set)
             with self._lock:
                 self._count -= 1
+                self._of_keys.end(caller)
 
     @contextmanager
     def following(self, waiter: Waiter, job_id: str) -> Iterator[None]:
@@ -204,8 +209,9 @@ class Waiters:
             for waiter in list(waiters):
                 waiter.woken.set()
 
-    def _take_place(self) -> None:
+    def _take_place(self, caller: Caller | None) -> None:
         with self._lock:
+            self._of_keys.check(caller)
             if self._count >= self._most:
                 raise TooManyWaiters(
                     f"This process holds {self._most} waiting requests already (STOKER_MAX_WAITERS, "
@@ -213,6 +219,7 @@ class Waiters:
                 )
             self._start()
             self._count += 1
+            self._of_keys.begin(caller)
 
     def _start(self) -> None:
         if self._pid != os.getpid():

@@ -115,7 +115,7 @@ def test_all_are_refused_at_the_total(database: Database) -> None:
     for owner in ("bob", "carol"):
         with pytest.raises(QueueFull, match=r"8 jobs of all.*STOKER_MAX_QUEUED\)"):
             submit(database, where, owner)
-    assert where._lines["carol"].waiting == 0
+    assert where._lines["carol", "jobs"].waiting == 0
 
 
 def test_an_owner_with_next_to_nothing_is_let_in_though_others_fill_the_queue(
@@ -287,8 +287,8 @@ def test_who_is_refused_comes_back_by_the_pace(database: Database, monkeypatch: 
     where.check("alice")
     submit(database, where)
     assert refused() == 1
-    where._lines["alice"]._pace = 1e-6
-    assert where._lines["alice"]._come_back() == room.LONGEST_PAUSE
+    where._lines["alice", "jobs"]._pace = 1e-6
+    assert where._lines["alice", "jobs"]._come_back(1000) == room.LONGEST_PAUSE
 
 
 def test_owners_are_forgotten(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,7 +28,7 @@ def bearer(secret: str) -> dict[str, str]:
 
 def expire_memory(context: Context) -> None:
     """Let what the process remembers of keys be too old."""
-    context.keys._owners.clear()
+    context.keys._callers.clear()
     context.keys._open = (False, 0.0)
 
 
@@ -103,9 +103,9 @@ def test_remembered_keys_are_bounded(context: Context, database: Database, monke
     """However many keys are used, the process remembers a bounded number, and no secret in the clear."""
     monkeypatch.setattr(auth, "MOST_REMEMBERED", 3)
     for secret in [made_key(database) for _ in range(8)]:
-        assert context.keys._owner_of(secret) == "ada"
-        assert len(context.keys._owners) <= 3
-        assert secret not in repr(context.keys._owners)
+        assert context.keys.of_secret(secret).owner == "ada"
+        assert len(context.keys._callers) <= 3
+        assert secret not in repr(context.keys._callers)
 
 
 def test_an_open_address_needs_a_key_to_start(settings: Settings, database: Database) -> None:
