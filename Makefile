@@ -14,7 +14,7 @@ STAMP := .venv/.stoker-$(BACKEND)
 CODE  := stoker webapi tasks models tests benchmarks
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test chaos check format bench lock clean
+.PHONY: help setup demo test chaos fuzz check audit format bench lock clean
 
 help: ## Show what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -27,6 +27,9 @@ demo: setup ## See real answers go the whole way: HTTP, database, batch, vLLM, p
 test: setup ## Run the whole suite; more of pytest's arguments in ARGS="-k jobs"
 	@env -u BASE_URL $(RUN) -m pytest $(ARGS)
 
+fuzz: setup ## Send what the OpenAPI document allows and forbids, so many examples a call: EXAMPLES=200 SEED=1
+	@env -u BASE_URL EXAMPLES=$(or $(EXAMPLES),200) SEED=$(or $(SEED),1) $(RUN) -m pytest tests/fuzz $(ARGS)
+
 chaos: setup ## Break a real service for minutes and count what was lost: SEED=1 MINUTES=5, on SQLite with ARGS=--sqlite
 	@$(RUN) -m tests.chaos --seed $(or $(SEED),1) --minutes $(or $(MINUTES),5) $(ARGS)
 
@@ -35,6 +38,9 @@ check: setup ## Check format, lint, types and who imports whom
 	.venv/bin/ruff check .
 	.venv/bin/mypy
 	.venv/bin/lint-imports
+
+audit: setup ## Look up whether a pinned package has a known vulnerability
+	@$(RUN) requirements/audit.py
 
 format: setup ## Format the code and mend what the linter can
 	.venv/bin/ruff format .

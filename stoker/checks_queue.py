@@ -10,11 +10,12 @@ from urllib.parse import urlsplit
 
 import sqlalchemy as sa
 
-from models import bulk_leases, census, diagnosis, engines, schema
+from models import bulk_leases, census, diagnosis, engines, resealing, schema
 from models.census import Census
 from models.db import AnyRow, Database
 from models.engines import Incarnation
 from models.errors import DatabaseUnavailable
+from models.sealing import NoSecretKey, seal_of
 from stoker.checks_database import missing_file
 from stoker.finding import Finding, ok, problem, warning
 from stoker.settings import LANES, Settings
@@ -46,6 +47,7 @@ def queue(settings: Settings) -> Iterator[Finding]:
                 yield from _jobs(tx, settings)
                 yield from _deaths(tx)
                 yield from _deliveries(tx)
+                yield from _sealed(tx, settings)
             yield from _bulks(db)
         except schema.SchemaOutdated:
             return  # the database's own check tells it
@@ -156,7 +158,10 @@ def _deaths(tx: sa.Connection) -> Iterator[Finding]:
 
 def _deliveries(tx: sa.Connection) -> Iterator[Finding]:
     late = diagnosis.unsent(tx, OLD)
-    if late:
+    if late and diagnosis.any_sent(tx):
+        do = "see to the receivers that are named below; the others' deliveries go on meanwhile"
+        yield warning("webhooks", f"deliveries that wait for their turn at a slow receiver: {_many(late)}", do)
+    elif late:
         do = "see that the process `worker` runs and is not frozen: logs/worker.log, `stoker restart worker`"
         yield problem("webhooks", f"deliveries that are due for over {OLD:.0f} s and not sent: {_many(late)}", do)
     failing = diagnosis.failing(tx, FAILING_FOR)
@@ -183,6 +188,25 @@ def _failing(host: str, rows: Sequence[AnyRow]) -> Finding:
         do = "if it is a receiver of yours: name its network in STOKER_WEBHOOK_ALLOW_CIDRS; nothing was sent there"
         return warning("webhooks", says, do)
     return warning("webhooks", says, "see to the receiver; what is not given up is tried again by itself")
+
+
+def _sealed(tx: sa.Connection, settings: Settings) -> Iterator[Finding]:
+    """Look whether the webhooks' secrets can be opened; of a service that keeps none, nothing is said."""
+    try:
+        seal = seal_of(settings)
+        lost, tried = resealing.locked_out(tx, seal)
+    except NoSecretKey as error:
+        yield problem("secrets", str(error), "without it no secret can be stored, nor a stored one be used")
+        return
+    if lost:
+        says = f"{lost} of {tried} stored secrets of webhooks cannot be opened with the keys that are known here"
+        do = (
+            "set STOKER_SECRET_KEY to the service's keys, or put its file secret-key back from the backup; "
+            "deliveries wait for it"
+        )
+        yield problem("secrets", says, do)
+    elif tried:
+        yield ok("secrets", f"{tried} stored secrets of webhooks were tried, and can be opened")
 
 
 def _host(url: str) -> str:

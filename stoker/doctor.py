@@ -25,6 +25,7 @@ Group = Callable[[], Iterator[Finding]]
 PATIENCE = 20.0
 """Seconds that a part may take to be looked at."""
 _SHORTEST = 4
+_SECRETS = ("secret_key", "webhook_secret", "upstream_api_key")
 MIN_FREE = 1.0
 """Gigabytes of disk below which it is a problem."""
 
@@ -59,7 +60,9 @@ def settings_of(given: Mapping[str, object]) -> tuple[Settings, bool]:
     known = written_down(data)
     if known is None:
         return load(**{**given, "data": data}), False
-    return known.model_copy(update={**given, "data": data}), True
+    # Secrets are not written down: those of this shell, to be left out of what is printed.
+    ours = {name: getattr(asked, name) for name in _SECRETS}
+    return known.model_copy(update={**ours, **given, "data": data}), True
 
 
 def in_time(groups: Mapping[str, Group], patience: float) -> list[Finding]:
@@ -103,7 +106,8 @@ def secrets_of(settings: Settings) -> list[str]:
     """Return what must not be printed."""
     urls = (urlsplit(url) for url in (settings.database_url, settings.redis_url) if url)
     passwords = [part.password for part in urls if part.password]
-    known = [*passwords, *map(unquote, passwords), settings.upstream_api_key, *settings.webhook_secret.split()]
+    known = [*passwords, *map(unquote, passwords)]
+    known += [part for name in _SECRETS for part in getattr(settings, name).split()]
     # What is shorter stands in other words too.
     return [secret for secret in known if len(secret) >= _SHORTEST]
 

@@ -28,7 +28,7 @@ from stoker.services import whole_paths
 from stoker.settings import Settings, load
 from stoker.supervisor import Signals, Supervisor
 
-__all__ = ["EngineCannotStart", "UpError", "new_webhook_secret", "up", "webhook_secret"]
+__all__ = ["EngineCannotStart", "UpError", "new_webhook_secret", "secret_key", "up", "webhook_secret"]
 
 INTERRUPTED = 130
 _BACKLOG = 1024
@@ -70,14 +70,31 @@ def new_webhook_secret() -> str:
 
 def webhook_secret(data: Path) -> str:
     """Return the secret that signs this data folder's webhooks; made at the first call, readable by its owner alone."""
-    file = data / "webhook-secret"
-    if not file.exists():
-        data.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return _kept(data / "webhook-secret", new_webhook_secret)
+
+
+def secret_key(data: Path) -> str:
+    """Return the keys that this data folder's secrets are sealed with, newest first; one is made at the first call."""
+    from models.sealing import FILE, new_key
+
+    return " ".join(_kept(data / FILE, new_key).split())
+
+
+def _kept(file: Path, make: Callable[[], str]) -> str:
+    """Return what a file holds that its owner alone can read; what it is to hold is made when it is not there."""
+    from models.storage import fsync
+
+    if not file.exists() or not file.stat().st_size:
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         new = file.with_suffix(".new")
-        with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as out:
-            out.write(f"{new_webhook_secret()}\n")
+        new.unlink(missing_ok=True)
+        with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as out:
+            out.write(f"{make()}\n")
+        # On the disk before anything is sealed with it: what is stored would outlive it.
+        fsync(new)
         new.rename(file)
-    return file.read_text().strip()
+        fsync(file.parent)
+    return file.read_text(encoding="ascii").strip()
 
 
 @contextmanager
@@ -131,6 +148,7 @@ def _prepare(
         "data": data,
         "port": listener.getsockname()[1],
         "webhook_secret": asked.webhook_secret or webhook_secret(data),
+        "secret_key": asked.secret_key or secret_key(data),
         **whole_paths(asked),
     }
     broker = None
@@ -170,7 +188,7 @@ def _migrate(settings: Settings, say: Say) -> None:
     from alembic.util import CommandError
     from sqlalchemy.exc import SQLAlchemyError
 
-    from models import schema
+    from models import keys, schema
     from models.db import Database
     from models.errors import StokerError
 
@@ -178,6 +196,9 @@ def _migrate(settings: Settings, say: Say) -> None:
     try:
         with closing(Database(settings.database, pool_size=1)) as database:
             schema.upgrade(database)
+            with database.reading() as tx:
+                if not keys.any_exist(tx):
+                    say("NO API KEYS: whoever is on this machine may do everything; `stoker keys create` ends that")
     except ModuleNotFoundError as error:
         raise UpError(f"STOKER_DATABASE_URL: {error.name} is not installed: pip install 'stoker[postgres]'") from None
     except (SQLAlchemyError, StokerError, CommandError) as error:

@@ -13,15 +13,17 @@ from pathlib import Path
 from stoker.settings import Settings, SettingsError, load
 
 _FILE = Path("run/settings.json")
+_LEFT_OUT = {"secret_key", "webhook_secret", "upstream_api_key"}
+"""What those who look after the service have no use for."""
 
 
 def write_down(settings: Settings) -> None:
-    """Keep the settings of a service that starts in its data folder, readable by its owner alone: secrets are in it."""
+    """Keep the settings of a service that starts in its data folder, readable by its owner alone: passwords in it."""
     file = settings.data / _FILE
     new = file.with_suffix(".new")
     new.unlink(missing_ok=True)
     with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as out:
-        out.write(settings.model_dump_json(exclude_none=True))
+        out.write(settings.model_dump_json(exclude_none=True, exclude=_LEFT_OUT))
     new.replace(file)
 
 

@@ -1,0 +1,95 @@
+"""`/dashboard`: log in with an API key, see who is logged in, log out."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+
+from flask import Blueprint, Response, make_response, redirect, render_template, request
+
+from webapi import headers
+from webapi.context import here
+from webapi.sessions import CSRF_FIELD, CSRF_HEADER, Session, is_ours
+
+pages = Blueprint("dashboard", __name__, url_prefix="/dashboard")
+
+LARGEST_FORM = 16_384
+
+_WRONG_KEY = "This key is not valid: it is wrong, or it was revoked, or it has expired."
+_TOO_MANY = "Too many wrong keys came from your address. Wait a minute, then try again."
+_STALE_FORM = "This form was too old, or not sent from this page. Try again."
+
+
+@pages.after_request
+def protect(answer: Response) -> Response:
+    """Set the policy of pages."""
+    answer.headers["Content-Security-Policy"] = headers.PAGE
+    # With no-referrer a browser sends `Origin: null` with our own forms; other sites are told nothing by this either.
+    answer.headers["Referrer-Policy"] = "same-origin"
+    return answer
+
+
+@pages.get("", strict_slashes=False)
+def show() -> Response:
+    """Show who is logged in; to nobody, a form to log in."""
+    session = here().sessions.session(request)
+    if session is None and here().keys.is_open():
+        return make_response(render_template("dashboard.html", view="open"))
+    return _login_form() if session is None else _signed_in(session)
+
+
+def _signed_in(session: Session) -> Response:
+    caller = session.caller
+    scopes = [scope for scope in ("submit", "read", "admin") if scope in caller.scopes]
+    page = render_template("dashboard.html", view="in", owner=caller.owner, scopes=scopes, csrf=session.token)
+    return make_response(page)
+
+
+def _login_form(why: str = "", status: int = HTTPStatus.OK) -> Response:
+    token = here().sessions.login_token(request)
+    answer = make_response(render_template("dashboard.html", view="out", why=why, csrf=token), status)
+    here().sessions.keep_login_token(request, answer, token)
+    return answer
+
+
+@pages.post("/login")
+def login() -> Response:
+    """Log in with an API key. Whatever is wrong with it, the answer is the same."""
+    request.max_content_length = LARGEST_FORM
+    sessions = here().sessions
+    if not sessions.is_login_form(request):
+        return _login_form(_STALE_FORM, HTTPStatus.FORBIDDEN)
+    if not sessions.may_try(request):
+        return _refused()
+    # Looked up by its hash whatever it looks like: a text that cannot be a key takes as long as a wrong one.
+    caller = here().keys.of_secret(request.form.get("key", "").strip())
+    if caller is None:
+        return _login_form(_WRONG_KEY, HTTPStatus.UNAUTHORIZED) if sessions.failed(request) else _refused()
+    answer = _to_dashboard()
+    sessions.begin(request, answer, caller)
+    return answer
+
+
+def _refused() -> Response:
+    answer = _login_form(_TOO_MANY, HTTPStatus.TOO_MANY_REQUESTS)
+    answer.headers["Retry-After"] = "60"
+    return answer
+
+
+@pages.post("/logout")
+def logout() -> Response:
+    """Log out."""
+    request.max_content_length = LARGEST_FORM
+    answer = _to_dashboard()
+    session = here().sessions.session(request)
+    if session is not None:
+        given = request.headers.get(CSRF_HEADER) or request.form.get(CSRF_FIELD, "")
+        if not is_ours(request, session.token, given):
+            refused = _signed_in(session)
+            refused.status_code = HTTPStatus.FORBIDDEN
+            return refused
+        here().sessions.end(answer)
+    return answer
+
+
+def _to_dashboard() -> Response:
+    return make_response(redirect("/dashboard", HTTPStatus.SEE_OTHER))
