@@ -28,6 +28,7 @@ NAMES = (
     "failover",
     "waiters",
     "overload",
+    "webhooks",
 )
 
 

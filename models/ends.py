@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import sqlalchemy as sa
 
-from models import bulks, deliveries, jobs, results
+from models import bulks, jobs, outbox, results, usage
 from models.db import AnyRow, among, now
 from models.errors import AlreadyFinished, NotFound
 from models.failpoints import failpoint
@@ -78,19 +78,9 @@ def record(
         results.Ended(row.id, state, result, row.batch_id, row.bulk_id, row.line_no, row.custom_id)
         for row, state, result in moved
     ]
-    for state in sorted({state for _, state, _ in moved}):
-        _announce(tx, [row for row, its_state, _ in moved if its_state == state], state)
+    outbox.tell_jobs(tx, moved)
+    usage.count(tx, moved, engine_id)
     results.store(tx, engine_id, ended, bulks.count(tx, ended))
-
-
-def _announce(tx: sa.Connection, moved: Sequence[AnyRow], state: str) -> None:
-    """Put the delivery of a job's end into the outbox, for those that asked for one."""
-    wanted = [row.id for row in moved if row.notify]
-    if wanted:
-        hook = (jobs.bodies.c.webhook_url, jobs.bodies.c.webhook_secret, jobs.bodies.c.webhook_include_result)
-        chosen = sa.select(jobs.bodies.c.job_id, table.c.owner, *hook).join(table, table.c.id == jobs.bodies.c.job_id)
-        rows = tx.execute(chosen.where(among(jobs.bodies.c.job_id, wanted))).all()
-        deliveries.enqueue(tx, f"job.{state}", rows)
 
 
 def fail(tx: sa.Connection, code: str, message: str, *where: sa.ColumnElement[bool]) -> list[str]:

@@ -3,10 +3,12 @@
 StokerError
 ├── NotFound             no such thing, or it belongs to another owner
 ├── AlreadyFinished      the job or bulk has reached an end state, which never changes
+├── NotEnded             the delivery is still on its way, and cannot be sent once more
 ├── StillRunning         the bulk has not ended, and cannot be deleted or retried yet
 ├── KeyReused            the Idempotency-Key was used with another body
 ├── KeyBusy              a request with this Idempotency-Key is still running
 ├── QueueFull            as many jobs wait as may wait
+├── TooManyEndpoints     the owner has as many webhook endpoints as one may have
 └── DatabaseUnavailable  the database does not answer; nothing was stored, or it is unknown whether it was
     └── DatabaseBusy     too many want to use it at once; nothing was stored
 """
@@ -37,6 +39,14 @@ class AlreadyFinished(StokerError):
         self.state = state
 
 
+class NotEnded(StokerError):
+    """The delivery is still on its way."""
+
+    def __init__(self, ident: str, state: str) -> None:
+        """Name the delivery and its state."""
+        super().__init__(f"Delivery {ident} is {state}: only what is delivered or failed can be sent once more.")
+
+
 class StillRunning(StokerError):
     """The bulk has not ended."""
 
@@ -55,16 +65,31 @@ class KeyBusy(StokerError):
 
 
 class QueueFull(StokerError):
-    """As many jobs wait as may wait, of this owner or of all."""
+    """As many jobs wait as may wait, of this owner or of all; or their tokens."""
 
-    def __init__(self, owner: str, limit: int, retry_after: int) -> None:
+    def __init__(self, owner: str, limit: int, retry_after: int, unit: str = "jobs") -> None:
         """Name the owner whose limit it is (`""`: all), the limit, and the seconds after which to try again."""
-        whose, setting = ("of this owner", "STOKER_MAX_QUEUED_PER_OWNER") if owner else ("of all", "STOKER_MAX_QUEUED")
+        whose, setting = ("of all", "STOKER_MAX_QUEUED") if not owner else ("of this owner", _SETTINGS[unit])
         super().__init__(
-            f"{limit} jobs {whose} are waiting already, as many as may ({setting}): nothing was stored. "
+            f"{limit} {unit} {whose} are waiting already, as many as may ({setting}): nothing was stored. "
             f"Try again in {retry_after} s or later."
         )
         self.retry_after = retry_after
+        self.unit = unit
+
+
+_SETTINGS = {
+    "jobs": "STOKER_MAX_QUEUED_PER_OWNER, or the key's jobs_queued",
+    "tokens": "STOKER_KEY_TOKENS_QUEUED, or the key's tokens_queued",
+}
+
+
+class TooManyEndpoints(StokerError):
+    """The owner has as many webhook endpoints as one may have."""
+
+    def __init__(self, most: int) -> None:
+        """Name the limit."""
+        super().__init__(f"There are {most} webhook endpoints already, as many as may be: delete one first.")
 
 
 class DatabaseUnavailable(StokerError):

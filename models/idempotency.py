@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import sqlalchemy as sa
 
 from models.db import metadata, now, upsert
@@ -26,13 +29,9 @@ def begin(tx: sa.Connection, owner: str, key: str, fingerprint: str) -> str | No
     than the lock timeout. Raises KeyReused when the body (its fingerprint) is another one.
     """
     taken = upsert(tx, table).values(owner=owner, key=key, fingerprint=fingerprint, created_at=now())
-    try:
+    with _waiting():
         if tx.execute(taken.on_conflict_do_nothing().returning(table.c.key)).first() is not None:
             return None
-    except sa.exc.OperationalError as error:
-        if getattr(error.orig, "sqlstate", None) == "55P03":  # lock_timeout
-            raise KeyBusy from error
-        raise
     first = tx.execute(
         sa.select(table.c.fingerprint, table.c.answer).where(table.c.owner == owner, table.c.key == key)
     ).one_or_none()
@@ -41,6 +40,29 @@ def begin(tx: sa.Connection, owner: str, key: str, fingerprint: str) -> str | No
     if first.fingerprint != fingerprint:
         raise KeyReused
     return str(first.answer)
+
+
+@contextmanager
+def _waiting() -> Iterator[None]:
+    try:
+        yield
+    except sa.exc.OperationalError as error:
+        if getattr(error.orig, "sqlstate", None) == "55P03":  # lock_timeout
+            raise KeyBusy from error
+        raise
+
+
+def renew(tx: sa.Connection, owner: str, key: str, answer: str) -> None:
+    """Take a key again whose answer names what is no longer there. Raises KeyBusy when another request was faster."""
+    mine = (table.c.owner == owner, table.c.key == key, table.c.answer == answer)
+    with _waiting():
+        if not tx.execute(sa.update(table).where(*mine).values(answer=None, created_at=now())).rowcount:
+            raise KeyBusy
+
+
+def release(tx: sa.Connection, owner: str, key: str, answer: str) -> None:
+    """Forget a key in the transaction that takes its work back: the same request then begins anew."""
+    tx.execute(sa.delete(table).where(table.c.owner == owner, table.c.key == key, table.c.answer == answer))
 
 
 def answered(tx: sa.Connection, owner: str, key: str, fingerprint: str) -> str | None:

@@ -130,7 +130,8 @@ class Stored:
 
 
 _MOVED = tuple(
-    table.c[name] for name in ("id", "owner", "model", "notify", "bulk_id", "line_no", "custom_id", "batch_id")
+    table.c[name]
+    for name in ("id", "owner", "model", "notify", "bulk_id", "line_no", "custom_id", "batch_id", "endpoint")
 )
 
 
@@ -144,7 +145,7 @@ def move(
     """Bring jobs to the state `to`: the only code that assigns a job's state.
 
     Only jobs in a state from which `to` follows (or in the narrower `sources`) move. Returns (id, owner, model, notify,
-    bulk_id, line_no, custom_id, batch_id) of those that did. Whoever moves jobs to an end state hands the
+    bulk_id, line_no, custom_id, batch_id, endpoint) of those that did. Whoever moves jobs to an end state hands the
     rows to `ends.record`.
     """
     allowed = sorted(set(sources) or JOB.sources(to))

@@ -82,11 +82,7 @@ def page(
     # The jobs of a bulk have an index by their lines, which are as old as they are numbered.
     order: sa.ColumnElement[Any] = _job.id if filters.bulk_id is None else _job.line_no
     if after is not None:
-        last = jobs.table.alias()
-        place = (
-            after if filters.bulk_id is None else sa.select(last.c.line_no).where(last.c.id == after).scalar_subquery()
-        )
-        chosen = chosen.where(order < place)
+        chosen = chosen.where(order < (after if filters.bulk_id is None else _line_of(owner, after)))
     for column, wanted in (
         (_job.state, filters.state),
         (_job.lane, filters.lane),
@@ -101,6 +97,12 @@ def page(
     ids = tx.execute(chosen.order_by(order.desc()).limit(limit + 1)).scalars().all()
     shown = sa.select(*_COLUMNS).select_from(_SOURCE).where(among(_job.id, ids[:limit]))
     return tx.execute(shown.order_by(order.desc())).all(), len(ids) > limit
+
+
+def _line_of(owner: str, job_id: str) -> sa.ScalarSelect[Any]:
+    # Of another owner's job it would tell that it is there, and which line it is.
+    last = jobs.table.alias()
+    return sa.select(last.c.line_no).where(last.c.id == job_id, last.c.owner == owner).scalar_subquery()
 
 
 def queue_position(tx: sa.Connection, row: AnyRow, most: int = 1000) -> int | None:

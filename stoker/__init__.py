@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from stoker.client import Client
     from stoker.job_events import Event
     from stoker.resources import Batch, Bulk, Counts, File, Job, Result
+    from stoker.webhook_resources import Delivery, WebhookEndpoint
     from stoker.webhook_signature import verify_webhook
 
 __version__ = "0.1.0"
@@ -21,11 +22,13 @@ __all__ = [
     "Bulk",
     "Client",
     "Counts",
+    "Delivery",
     "Event",
     "File",
     "Job",
     "Result",
     "StokerAPIError",
+    "WebhookEndpoint",
     "WebhookVerificationError",
     "__version__",
     "verify_webhook",
@@ -36,6 +39,8 @@ _HOMES = {
     "Client": "stoker.client",
     "Event": "stoker.job_events",
     "StokerAPIError": "stoker.api_errors",
+    "Delivery": "stoker.webhook_resources",
+    "WebhookEndpoint": "stoker.webhook_resources",
     "WebhookVerificationError": "stoker.api_errors",
     "verify_webhook": "stoker.webhook_signature",
 } | dict.fromkeys(("Batch", "Bulk", "Counts", "File", "Job", "Result"), "stoker.resources")

@@ -18,10 +18,11 @@ import httpx
 
 from stoker import calls, connection, openai_calls, steps
 from stoker.job_events import Event, Events
-from stoker.resources import Batch, Bulk, File, Job, Result
+from stoker.resources import Batch, Bulk, File, Job, Result, Usage
 from stoker.result_pages import Results
 from stoker.steps import Call, Lost, Outcome, Pause, Steps
 from stoker.transfers import Download, Progress, Source, Target, drip, opened
+from stoker.webhook_client import AsyncDeliveries, AsyncWebhookEndpoints
 from stoker.webhook_signature import verify_webhook
 
 T = TypeVar("T")
@@ -35,6 +36,7 @@ class AsyncClient:
         # With a transport of its own httpx does not look for proxies in the environment: none of them reaches loopback.
         transport = httpx.AsyncHTTPTransport() if connection.is_direct(base_url) else None
         self._http = httpx.AsyncClient(transport=transport, **options)
+        self.webhook_endpoints, self.deliveries = AsyncWebhookEndpoints(self._call), AsyncDeliveries(self._call)
 
     async def __aenter__(self) -> Self:
         """Return itself."""
@@ -91,6 +93,10 @@ class AsyncClient:
     async def list(self, *, metadata: Mapping[str, str] | None = None, **filters: Any) -> list[Job]:
         """Return a page of jobs, newest first, without results; filters: limit, after, state, lane, model, metadata."""
         return await self._call(calls.jobs(metadata, filters))
+
+    async def usage(self, first: str | None = None, last: str | None = None, **filters: Any) -> Sequence[Usage]:
+        """Return what was used from day to day (`2026-11-28`, UTC), by owner and model; filters: model, owner."""
+        return await self._call(calls.usage(first, last, filters))
 
     # Bulks
 

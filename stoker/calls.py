@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 import httpx
 
-from stoker.resources import Bulk, Job, made
+from stoker.resources import Bulk, Job, Usage, made
 from stoker.steps import Call
 from stoker.transfers import Download, Source, upload_of
 
@@ -88,6 +88,11 @@ def retry_bulk(bulk_id: str, changes: Mapping[str, Any], key: str | None) -> Cal
 def delete_bulk(bulk_id: str) -> Call[None]:
     """Delete a bulk that has ended."""
     return Call("DELETE", f"/v1/bulks/{part(bulk_id)}", nothing)
+
+
+def usage(first: str | None, last: str | None, filters: Mapping[str, Any]) -> Call[list[Usage]]:
+    """Ask what was used."""
+    return _get("/v1/usage", many(Usage), {"params": given({"from": first, "to": last, **filters})})
 
 
 def download_results(bulk_id: str, kind: str, to: Download, *, errors: bool = False) -> Call[bool]:

@@ -15,7 +15,17 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from stoker import cli_admin, cli_batches, cli_bulk_run, cli_bulk_submit, cli_bulks, cli_jobs
+from stoker import (
+    cli_admin,
+    cli_batches,
+    cli_bulk_run,
+    cli_bulk_submit,
+    cli_bulks,
+    cli_jobs,
+    cli_keys,
+    cli_usage,
+    cli_webhooks,
+)
 from stoker.console import DatabaseOption, DataOption, JsonOption, dim, fail, give_up_output, settings_errors, tell
 
 
@@ -193,7 +203,9 @@ bulk.add_typer(cli_bulk_submit.app)
 bulk.add_typer(cli_bulks.app)
 app.add_typer(bulk, name="bulk")
 app.add_typer(cli_batches.app, name="batch")
-app.add_typer(cli_admin.keys, name="keys")
+app.add_typer(cli_webhooks.app, name="webhooks")
+app.add_typer(cli_usage.app)
+app.add_typer(cli_keys.app, name="keys")
 app.add_typer(cli_admin.db, name="db")
 
 

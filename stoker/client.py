@@ -22,10 +22,11 @@ import httpx
 from stoker import calls, connection, openai_calls, steps
 from stoker.api_errors import StokerAPIError, WebhookVerificationError
 from stoker.job_events import Event, Events
-from stoker.resources import Batch, Bulk, Counts, File, Job, Result
+from stoker.resources import Batch, Bulk, Counts, File, Job, Result, Usage
 from stoker.result_pages import Results
 from stoker.steps import Call, Lost, Outcome, Pause, Steps
 from stoker.transfers import Download, Progress, Source, Target, opened
+from stoker.webhook_client import Deliveries, WebhookEndpoints
 from stoker.webhook_signature import verify_webhook
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "Job",
     "Result",
     "StokerAPIError",
+    "Usage",
     "WebhookVerificationError",
     "verify_webhook",
 ]
@@ -56,6 +58,7 @@ class Client:
         # With a transport of its own httpx does not look for proxies in the environment: none of them reaches loopback.
         transport = httpx.HTTPTransport() if connection.is_direct(base_url) else None
         self._http = httpx.Client(transport=transport, **options)
+        self.webhook_endpoints, self.deliveries = WebhookEndpoints(self._call), Deliveries(self._call)
 
     def __enter__(self) -> Self:
         """Return itself."""
@@ -111,6 +114,10 @@ class Client:
     def list(self, *, metadata: Mapping[str, str] | None = None, **filters: Any) -> list[Job]:
         """Return a page of jobs, newest first, without results; filters: limit, after, state, lane, model, metadata."""
         return self._call(calls.jobs(metadata, filters))
+
+    def usage(self, first: str | None = None, last: str | None = None, **filters: Any) -> Sequence[Usage]:
+        """Return what was used from day to day (`2026-11-28`, UTC), by owner and model; filters: model, owner."""
+        return self._call(calls.usage(first, last, filters))
 
     # Bulks
 

@@ -12,9 +12,10 @@ from stoker.transfers import Download, Source, multipart, upload_of
 
 
 def upload_file(source: Source, purpose: str, on_progress: Any = None) -> Call[File]:
-    """Upload a file. Repeatable: one more of it, which nobody knows of, goes when it expires."""
+    """Upload a file: sent again it makes no second one."""
     upload = multipart(upload_of(source), {"purpose": purpose}).told(on_progress)
-    return Call("POST", "/v1/files", one(File), {"timeout": UPLOAD_TIMEOUT}, repeatable=True, upload=upload)
+    options = {"headers": keyed(None), "timeout": UPLOAD_TIMEOUT}
+    return Call("POST", "/v1/files", one(File), options, repeatable=True, upload=upload)
 
 
 def get_file(file_id: str) -> Call[File]:

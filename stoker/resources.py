@@ -172,6 +172,17 @@ class Batch:
         return self.status in BULK_ENDED
 
 
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What an owner used of a model on a day (UTC): jobs by how they ended, tokens by kind."""
+
+    date: str
+    owner: str
+    model: str
+    jobs: Mapping[str, int] = field(default_factory=dict)
+    tokens: Mapping[str, int] = field(default_factory=dict)
+
+
 def made(kind: type[T], document: Mapping[str, Any]) -> T:
     """Return a resource of what the service told; what a newer service tells besides is no reason to fail."""
     known = {item.name for item in fields(kind)}  # type: ignore[arg-type]  # the kinds above are dataclasses

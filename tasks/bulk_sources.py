@@ -100,7 +100,8 @@ class Source:
         if not self._bulk.gzip:
             yield from self._raw(offset)
         else:
-            yield from skipping(gunzipped(self._raw(0), most), offset)
+            ratio = self._settings.max_gzip_ratio
+            yield from skipping(gunzipped(self._raw(0), most, ratio), offset)
 
     def _raw(self, start: int) -> Iterator[bytes]:
         if self._bulk.input_url is not None:

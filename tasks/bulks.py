@@ -54,7 +54,7 @@ def _room() -> Room:
 
 
 def _room_of(database: Database, settings: Settings) -> Room:
-    return Room(database, settings.max_queued_per_owner, settings.max_queued)
+    return Room(database, settings.max_queued_per_owner, settings.max_queued, settings.key_tokens_queued)
 
 
 @signals.worker_shutting_down.connect

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import math
 import secrets
 import struct
 import zlib
@@ -15,6 +16,8 @@ BLOCK = 1 << 18
 """Bytes that are looked at in one piece: a block of nothing but newlines becomes a list of so many lines."""
 _FED = 1 << 14
 """Bytes given to zlib in one piece: what it leaves is copied, once for each small member of a gzip file."""
+EXEMPT = 1_000_000
+"""Bytes that may come out of gzip data whatever its ratio: a small file of like lines is no bomb."""
 _BEYOND = len(BOM) + len(b"\r")
 """Bytes that are held beyond the limit: those that do not count."""
 
@@ -120,22 +123,40 @@ def skipping(blocks: Iterable[bytes], size: int) -> Iterator[bytes]:
         size = max(0, size - len(block))
 
 
-def gunzipped(blocks: Iterable[bytes], most_bytes: int) -> Iterator[bytes]:
+def gunzipped(blocks: Iterable[bytes], most_bytes: int, most_ratio: float = math.inf) -> Iterator[bytes]:
     """Yield what is compressed in a gzip file, of one or more members, in blocks of at most BLOCK bytes.
 
-    Raises BadInput for a broken or truncated file, and when more than `most_bytes` come out of it.
+    Raises BadInput for a broken or truncated file, when more than `most_bytes` come out of it, and when behind the
+    first EXEMPT bytes more than `most_ratio` have come out of each byte that went in.
     """
-    left = most_bytes
-    for block in _inflated(blocks):
-        left -= len(block)
-        if left < 0:
+    fed = _Counted(_cut(blocks, _FED))
+    size = 0
+    for block in _inflated(fed):
+        size += len(block)
+        if size > most_bytes:
             raise BadInput("file_too_large", f"The file is larger than {most_bytes} bytes when decompressed.")
+        if size > EXEMPT and size > most_ratio * fed.size:
+            message = f"The gzip data becomes more than {most_ratio:g} times as large (STOKER_MAX_GZIP_RATIO)."
+            raise BadInput("gzip_ratio", f"{message} Send it uncompressed, or in smaller files.")
         yield block
+
+
+class _Counted:
+    """Blocks, and how many bytes of them were taken."""
+
+    def __init__(self, blocks: Iterable[bytes]) -> None:
+        self._blocks = blocks
+        self.size = 0
+
+    def __iter__(self) -> Iterator[bytes]:
+        for block in self._blocks:
+            self.size += len(block)
+            yield block
 
 
 def _inflated(blocks: Iterable[bytes]) -> Iterator[bytes]:
     member = None
-    for block in _cut(blocks, _FED):
+    for block in blocks:
         rest = block
         while rest := rest if member else rest.lstrip(b"\0"):  # zeros may lie between and behind members
             member = member or zlib.decompressobj(wbits=31)

@@ -18,7 +18,7 @@ from itertools import takewhile
 import structlog
 from celery import signals
 
-from models import bulks, files, retention
+from models import bulks, files, retention, usage
 from models.db import AnyRow, Database
 from models.errors import StokerError
 from models.retention import Kind
@@ -135,6 +135,8 @@ class Retention:
                     _count(gone, walk.kind.name, many)
             for many in self._remove_files(clock):
                 _count(gone, "files", many)
+            for many in self._forget_usage(clock):
+                _count(gone, "usage", many)
         finally:
             if gone:
                 log.info("past their time and deleted", **gone)
@@ -185,6 +187,17 @@ class Retention:
                     files.forget(tx, gone)
                 yield len(gone)
             well = len(gone) == len(rows)
+
+    def _forget_usage(self, clock: float) -> Iterator[int]:
+        """Delete the usage of days long past; yield the size of each slice."""
+        in_time, before = self._time(SECONDS_OF_OTHERS), int(clock / _DAY - self._settings.usage_days)
+        while in_time():
+            with self._database.reading() as tx:
+                if not usage.any_before(tx, before):
+                    return
+            with self._gently(), self._database.transaction() as tx:
+                many = usage.forget(tx, before, self._most)
+            yield many
 
     def _hide_files(self, clock: float) -> None:
         age = self._settings.upload_timeout + LEFT_AFTER

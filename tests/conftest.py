@@ -24,6 +24,8 @@ from stoker import settings as stoker_settings
 from tests import servers
 
 COUNTED = ("sqlite", "postgres", "redis", "vllm", "journey")
+SECRET_KEY = "dGhlIGtleSBvZiBhbGwgdGVzdHMsIG5vIHNlY3JldCE="
+"""What the tests' servers seal secrets with."""
 _SERVER_OF = {"sqlite_url": "sqlite", "postgres_url": "postgres", "redis_url": "redis"}
 
 hypothesis.settings.register_profile("stoker", deadline=None, max_examples=50, print_blob=True)
@@ -161,6 +163,7 @@ def settings(tmp_path: Path, database_url: str, redis_url: str) -> stoker_settin
         engine="fake",
         engine_name="engine",
         model_name="fake",
+        secret_key=SECRET_KEY,
     )
 
 

@@ -14,6 +14,7 @@ from models import engines, schema
 from models.db import Database, new_id
 from models.errors import DatabaseUnavailable, StokerError
 from models.room import Room
+from models.sealing import NoSecretKey, seal_of
 from models.storage import Storage
 from stoker import settings as stoker_settings
 from stoker.settings import Settings
@@ -23,23 +24,32 @@ from webapi import (
     bulks,
     completions,
     context,
-    errors,
+    dashboard,
+    deliveries,
     events,
+    failures,
     files,
+    headers,
     health,
     jobs,
     json_body,
+    limits,
     logs,
     metrics,
     openapi,
     responses,
     tracing,
+    usage,
+    webhook_endpoints,
 )
 from webapi.context import EXTENSION, SILENCE, Context
+from webapi.days import Days
 from webapi.doorbell import Doorbell
 from webapi.following import Recorded
 from webapi.known_models import KnownModels
 from webapi.pager import Pager
+from webapi.rates import Rates
+from webapi.sessions import Sessions
 from webapi.waiters import Waiters
 
 log = structlog.get_logger("stoker.web")
@@ -64,33 +74,52 @@ def create_app(settings: Settings | None = None) -> Flask:
     reserve = Database(settings.database, pool_size=4, silence=SILENCE)
     app = openapi.new_app("webapi", version("stoker"))
     app.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes
-    doorbell = Doorbell(settings)
+    doorbell, keys, seal = Doorbell(settings), auth.Keys(database, settings), seal_of(settings)
     app.extensions[EXTENSION] = Context(
         settings=settings,
         database=database,
         reserve=reserve,
         storage=Storage(settings.storage),
-        keys=auth.Keys(database, settings.host),
+        keys=keys,
+        seal=seal,
+        sessions=Sessions(keys, seal, settings.session_hours),
         known=KnownModels(database),
-        room=Room(database, settings.max_queued_per_owner, settings.max_queued),
+        room=Room(database, settings.max_queued_per_owner, settings.max_queued, settings.key_tokens_queued),
         doorbell=doorbell,
         pager=Pager(settings, doorbell),
         waiters=Waiters(settings, reserve),
         recorded=Recorded(settings),
         uploads=BoundedSemaphore(settings.max_uploads),
+        rates=Rates(settings),
+        days=Days(database),
     )
     app.before_request(_name_request)
     metrics.install(app)
     tracing.install(app)
     app.after_request(_stamp)
-    errors.install(app)
+    headers.install(app, settings)
+    app.after_request(limits.stamp)
+    failures.install(app)
     _register(app)
     return app
 
 
 def _register(app: OpenAPI) -> None:
-    for blueprint in (jobs, events, bulks, files, batches, completions, responses, health):
+    for blueprint in (
+        jobs,
+        events,
+        bulks,
+        files,
+        batches,
+        completions,
+        responses,
+        webhook_endpoints,
+        deliveries,
+        usage,
+        health,
+    ):
         app.register_api(blueprint.api)
+    app.register_blueprint(dashboard.pages)
 
 
 def prepare(settings: Settings, database: Database) -> None:
@@ -99,6 +128,7 @@ def prepare(settings: Settings, database: Database) -> None:
     Raises StartError.
     """
     try:
+        seal_of(settings)
         schema.check(database)
         if not auth.is_loopback(settings.host) and not auth.any_exist(database):
             raise StartError(
@@ -109,7 +139,7 @@ def prepare(settings: Settings, database: Database) -> None:
             # Only when unknown: an engine that registered it has told its context length as well.
             if settings.served_name and settings.served_name not in engines.known(tx):
                 engines.remember(tx, settings.served_name, None, None)
-    except schema.SchemaOutdated as error:
+    except (schema.SchemaOutdated, NoSecretKey) as error:
         raise StartError(str(error)) from error
     except DatabaseUnavailable as error:
         raise StartError(f"the database does not answer: {error}") from error
@@ -122,5 +152,4 @@ def _name_request() -> None:
 
 def _stamp(response: Response) -> Response:
     response.headers["X-Request-Id"] = g.get("request_id") or new_id("req")
-    response.headers["X-Content-Type-Options"] = "nosniff"
     return json_body.answer_then_drain(response, request) if json_body.is_left_over(request, response) else response

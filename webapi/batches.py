@@ -16,11 +16,11 @@ from models.bulks import BATCH_KIND, NewBulk
 from models.calls import CONTENT
 from models.db import is_id
 from models.errors import AlreadyFinished, NotFound, QueueFull
-from webapi import answers, bulk_answers, bulk_inputs, json_body, keyed
+from webapi import access, answers, bulk_answers, bulk_inputs, json_body, keyed, limits
 from webapi.bulk_schemas import Batch, BatchList, BatchPath, BatchQuery, BatchRequest
 from webapi.context import here, writing
 from webapi.errors import BulkUnknown, Problem
-from webapi.keyed import Once
+from webapi.keyed import REPLAYED, Once
 from webapi.openai import openai_list, openai_problem, openai_problems
 from webapi.openapi import body_of
 
@@ -43,10 +43,7 @@ FINAL = {"X-Should-Retry": "false"}
 """The client tries a 409 again unless it is told not to."""
 
 
-@api.before_request
-def authenticate() -> None:
-    """Find out whose request this is."""
-    g.owner = here().keys.owner(request)
+api.before_request(access.admit)
 
 
 @api.post(
@@ -68,16 +65,16 @@ def create() -> Response:
     once = Once(key, hashlib.sha256(b"batch " + raw).hexdigest())
     try:
         new = _new(sent)
-        here().room.check(g.owner)
+        limits.check()
     except (Problem, QueueFull):
         # What was taken once is answered again, even if its window is no longer allowed.
         if (before := once.before()) is None:
             raise
-        return answers.respond(before)
+        return answers.respond(before, 200, **REPLAYED)
     with writing(BulkUnknown) as tx:
-        answer, _ = once.answer(tx, lambda: answers.encode(bulk_answers.batch(bulks.create(tx, new))).decode())
+        answer, replayed = once.answer(tx, lambda: answers.encode(bulk_answers.batch(bulks.create(tx, new))).decode())
     here().doorbell.ring_bulk(msgspec.json.decode(answer)["id"])
-    return answers.respond(answer)
+    return answers.respond(answer, 200, **(REPLAYED if replayed else {}))
 
 
 def _new(sent: Mapping[str, Any]) -> NewBulk:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from stoker.settings import Lane
-from webapi.schemas import MOST_DAYS, Endpoint, Metadata, Parameters, Sampling, Text, Usage, Webhook
+from webapi.schemas import MOST_DAYS, Endpoint, Metadata, Parameters, Sampling, Text, Usage, Webhook, ids
 
 BulkState = Literal["validating", "running", "finalizing", "cancelling", "completed", "failed", "expired", "cancelled"]
 Format = Literal["jsonl", "csv"]
@@ -162,7 +162,9 @@ class BulkQuery(Parameters):
     model_config = ConfigDict(extra="allow")
 
     limit: Annotated[int, Field(ge=1, le=100)] = 20
-    after: str | None = Field(None, description="The id of the last bulk of the page before.")
+    after: str | None = Field(
+        None, description="The id of the last bulk of the page before.", json_schema_extra=ids("bulk")
+    )
     state: BulkState | None = None
     kind: Literal["bulk", "batch"] | None = None
 
@@ -191,12 +193,16 @@ class OutputExpiry(BaseModel):
 class BatchRequest(BaseModel):
     """A batch of an uploaded file."""
 
-    input_file_id: str = Field(description="A file with the purpose `batch`.")
+    input_file_id: str = Field(
+        description="A file with the purpose `batch`.", json_schema_extra={"minLength": 1, "maxLength": 64}
+    )
     endpoint: Endpoint
     completion_window: str = Field(description="24h, or another one of STOKER_BATCH_WINDOWS.")
     metadata: Metadata | None = None
     output_expires_after: OutputExpiry | None = None
-    idempotency_key: str | None = Field(None, description="The same as the header Idempotency-Key.")
+    idempotency_key: str | None = Field(
+        None, description="The same as the header Idempotency-Key.", json_schema_extra={"pattern": "^[!-~]{1,255}$"}
+    )
 
 
 class RequestCounts(BaseModel):
@@ -284,5 +290,7 @@ class BatchPath(Parameters):
 class BatchQuery(Parameters):
     """Which batches to list."""
 
-    after: str | None = Field(None, description="The id of the last batch of the page before.")
+    after: str | None = Field(
+        None, description="The id of the last batch of the page before.", json_schema_extra=ids("batch")
+    )
     limit: Annotated[int, Field(ge=1, le=100)] = 20

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 import msgspec
@@ -13,6 +13,7 @@ from models.bulks import BULK_KIND, NewBulk
 from models.calls import CHAT
 from models.db import AnyRow
 from models.jobs import Webhook
+from models.sealing import Seal
 from stoker.settings import Settings
 from webapi import json_body, schemas
 from webapi.bulk_inputs import SOURCES, Input
@@ -124,11 +125,11 @@ def fingerprint(sent: JsonObject, digest: str, scope: str = "") -> str:
     return hashlib.sha256(text).hexdigest()
 
 
-def new_bulk(asked: BulkRequest, sent: JsonObject, given: Input, owner: str, settings: Settings) -> NewBulk:
-    """Return the bulk that a client asks for. Raises Problem 422."""
+def new_bulk(asked: BulkRequest, sent: JsonObject, given: Input, owner: str, settings: Settings, seal: Seal) -> NewBulk:
+    """Return the bulk that a client asks for. Raises Problem 422, NoSecretKey."""
     if asked.system is not None and asked.endpoint not in {None, CHAT}:
         raise invalid("system", "goes only with prompt, for a chat")
-    hook = _hook(asked, settings.webhook_networks)
+    hook = _hook(asked, settings, seal)
     return NewBulk(
         owner=owner,
         kind=BULK_KIND,
@@ -149,16 +150,16 @@ def new_bulk(asked: BulkRequest, sent: JsonObject, given: Input, owner: str, set
     )
 
 
-def _hook(asked: BulkRequest | BulkRetry, networks: Sequence[str]) -> Webhook | None:
-    hook = webhook_of(asked.webhook_url, asked.webhook, networks)
+def _hook(asked: BulkRequest | BulkRetry, settings: Settings, seal: Seal) -> Webhook | None:
+    hook = webhook_of(asked.webhook_url, asked.webhook, settings, seal)
     if hook is not None and hook.include_result:
         raise invalid("webhook.include_result", "the results of a bulk are not sent; read them when it has ended")
     return hook
 
 
-def retried(asked: BulkRetry, sent: JsonObject, old: AnyRow, networks: Sequence[str]) -> NewBulk:
-    """Return the bulk that runs what failed in another one again. Raises Problem 422."""
-    hook = _hook(asked, networks)
+def retried(asked: BulkRetry, sent: JsonObject, old: AnyRow, settings: Settings, seal: Seal) -> NewBulk:
+    """Return the bulk that runs what failed in another one again. Raises Problem 422, NoSecretKey."""
+    hook = _hook(asked, settings, seal)
     changes = defaults_of(asked, sent) | ({} if asked.model is None else {"model": asked.model})
     return NewBulk(
         owner=old.owner,

@@ -18,12 +18,14 @@ from models.db import AnyRow, is_id
 from models.errors import NotFound, QueueFull, StillRunning
 from models.states import BULK
 from webapi import (
+    access,
     answers,
     bulk_answers,
     bulk_inputs,
     bulk_submission,
     json_body,
     keyed,
+    limits,
     paging,
     result_streams,
     uploads,
@@ -58,10 +60,7 @@ api = APIBlueprint(
 )
 
 
-@api.before_request
-def authenticate() -> None:
-    """Find out whose request this is."""
-    g.owner = here().keys.owner(request)
+api.before_request(access.admit)
 
 
 @api.post(
@@ -85,7 +84,7 @@ def create() -> Response:
     if key is None:
         # What is wrong already is said before the upload. Not of one that may have been taken before.
         early = bulk_submission.checked(BulkRequest, _texts(), context.known)
-        context.room.check(g.owner, skip=early.dry_run or request.mimetype == FORM)
+        limits.check(skip=early.dry_run or request.mimetype == FORM)
     with uploads.receive(request, files.BULK_INPUT, context.settings.max_bulk_bytes) as upload:
         return _submit(_texts(upload), bulk_inputs.of_upload(upload, request), key)
 
@@ -101,8 +100,8 @@ def _submit(sent: JsonObject, content: Content, key: str | None) -> Response:
     try:
         asked = bulk_submission.checked(BulkRequest, sent, context.known)
         given = bulk_inputs.input_of(asked, content)
-        new = bulk_submission.new_bulk(asked, sent, given, g.owner, context.settings)
-        context.room.check(g.owner, skip=asked.dry_run)
+        new = bulk_submission.new_bulk(asked, sent, given, g.owner, context.settings, context.seal)
+        limits.check(skip=asked.dry_run)
     except (Problem, QueueFull):
         # What was taken once is answered again, even if its model is gone by now or the checks have changed.
         if (before := once.before()) is None:
@@ -234,7 +233,7 @@ def retry(path: BulkPath) -> Response:
     once = Once(key, bulk_submission.fingerprint(sent, "", path.bulk_id))
     try:
         new = _retried(path.bulk_id, sent)
-        here().room.check(g.owner, skip=new.dry_run)
+        limits.check(skip=new.dry_run)
     except (Problem, NotFound, QueueFull):
         if (before := once.before()) is None:
             raise
@@ -257,7 +256,7 @@ def _retried(bulk_id: str, sent: JsonObject) -> NewBulk:
             raise StillRunning(bulk_id, row.state)
         if row.done == row.succeeded + row.invalid or not bulk_lines.failed_jobs(tx, bulk_id, 0, 1):
             raise Problem(422, "nothing_to_retry", f"Bulk {bulk_id} has no line that ran and did not succeed.")
-    return bulk_submission.retried(asked, sent, row, context.settings.webhook_networks)
+    return bulk_submission.retried(asked, sent, row, context.settings, context.seal)
 
 
 @api.get(

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from flask import Response, g, request
+from flask import Response, request
 from flask_openapi.blueprint import APIBlueprint
 from flask_openapi.models.tag import Tag
 from pydantic import BaseModel, Field
 
 from models import engines
 from models.calls import CHAT, COMPLETIONS, EMBEDDINGS
-from webapi import answers, interactive, json_body, sse
+from webapi import access, answers, exchange, json_body, keyed, sse
 from webapi.context import here
+from webapi.engine_bodies import ChatBody, CompletionBody, EmbeddingBody
 from webapi.openai import openai_problem, openai_problems
 from webapi.openapi import body_of
-from webapi.schemas import EngineBody
-from webapi.wishes import wish_of
 
 api = APIBlueprint(
     "completions",
@@ -35,34 +34,30 @@ class ModelPath(BaseModel):
     model: str = Field(max_length=255)
 
 
-@api.before_request
-def authenticate() -> None:
-    """Find out whose request this is."""
-    g.owner = here().keys.owner(request)
+api.before_request(access.admit)
 
 
-@api.post(CHAT, operation_id="createChatCompletion", request_body=body_of(EngineBody), responses=_ANSWER)
+@api.post(CHAT, operation_id="createChatCompletion", request_body=body_of(ChatBody), responses=_ANSWER)
 def chat() -> Response:
     """Answer a chat."""
     return _answer(CHAT)
 
 
-@api.post(COMPLETIONS, operation_id="createCompletion", request_body=body_of(EngineBody), responses=_ANSWER)
+@api.post(COMPLETIONS, operation_id="createCompletion", request_body=body_of(CompletionBody), responses=_ANSWER)
 def complete() -> Response:
     """Go on with a text."""
     return _answer(COMPLETIONS)
 
 
-@api.post(EMBEDDINGS, operation_id="createEmbedding", request_body=body_of(EngineBody), responses=_ANSWER)
+@api.post(EMBEDDINGS, operation_id="createEmbedding", request_body=body_of(EmbeddingBody), responses=_ANSWER)
 def embed() -> Response:
     """Turn texts into vectors."""
     return _answer(EMBEDDINGS)
 
 
 def _answer(endpoint: str) -> Response:
-    context = here()
-    sent = json_body.parse(json_body.read(request, context.settings.max_body_bytes), nul=True)
-    return interactive.answer(wish_of(sent, endpoint, g.owner, context.settings, context.known))
+    raw = json_body.read(request, here().settings.max_body_bytes)
+    return exchange.answer(json_body.parse(raw, nul=True), endpoint, keyed.once(raw, endpoint))
 
 
 @api.get("/v1/models", operation_id="listModels", responses={200: {"content": {"application/json": {}}}})

@@ -15,14 +15,18 @@ from models.errors import DatabaseUnavailable
 from models.failpoints import failpoint
 from models.gate import Gate
 from models.room import Room
+from models.sealing import Seal
 from models.storage import Storage
 from stoker.settings import Settings
 from webapi.auth import Keys
+from webapi.days import Days
 from webapi.doorbell import Doorbell
 from webapi.errors import OutcomeUnknown
 from webapi.following import Recorded
 from webapi.known_models import KnownModels
 from webapi.pager import Pager
+from webapi.rates import Rates
+from webapi.sessions import Sessions
 from webapi.waiters import Waiters
 
 EXTENSION = "stoker"
@@ -45,6 +49,8 @@ class Context:
     """For health checks and for those who wait for jobs, whatever crowd is at the other: few use it at once."""
     storage: Storage
     keys: Keys
+    seal: Seal
+    sessions: Sessions
     known: KnownModels
     room: Room
     doorbell: Doorbell
@@ -52,6 +58,8 @@ class Context:
     waiters: Waiters
     recorded: Recorded
     uploads: BoundedSemaphore
+    rates: Rates
+    days: Days
 
     def ring(self, model: str, lane: str) -> None:
         """Tell that a job has come, in the way of its lane; never waits and never fails."""
@@ -66,6 +74,7 @@ class Context:
         self.doorbell.close()
         self.recorded.close()
         self.waiters.stop()
+        self.keys.close()
         self.database.close()
         self.reserve.close()
 

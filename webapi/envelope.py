@@ -16,11 +16,14 @@ _CODES = {
     "not_found": None,
     "unauthorized": "invalid_api_key",
     "queue_full": "rate_limit_exceeded",
+    "tokens_queue_full": "rate_limit_exceeded",
+    "daily_tokens_used": "rate_limit_exceeded",
+    "too_many_streams": "rate_limit_exceeded",
     "missing": "missing_required_parameter",
     "extra_forbidden": "unknown_parameter",
 }
-_KINDS = {429: "requests"}
-"""What there are too many of, as OpenAI calls it."""
+_TOKENS = frozenset({"tokens_queue_full", "daily_tokens_used"})
+"""Errors that say of what there is too much; of all others with 429 it is requests."""
 _NOT_FOUND = {"file": "No such File object: {}", "batch": "No batch found with id '{}'."}
 
 
@@ -46,11 +49,15 @@ def of(problem: _Problem) -> Response:
     server = "server_error" if status >= HTTPStatus.INTERNAL_SERVER_ERROR else "invalid_request_error"
     error = {
         "message": problem.detail,
-        "type": _KINDS.get(status, server),
+        "type": _kind(problem) if status == HTTPStatus.TOO_MANY_REQUESTS else server,
         "param": problem.param,
         "code": _code(problem),
     }
     return Response(msgspec.json.encode({"error": error}), status, problem.headers, mimetype="application/json")
+
+
+def _kind(problem: _Problem) -> str:
+    return "tokens" if problem.code in _TOKENS else "requests"
 
 
 def _code(problem: _Problem) -> str | None:

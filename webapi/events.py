@@ -23,7 +23,7 @@ from models.db import is_id
 from models.errors import DatabaseUnavailable, NotFound
 from models.states import JOB
 from models.streams import EventId, event_id
-from webapi import answers, interactive, sse
+from webapi import access, answers, interactive, sse
 from webapi.context import Context, here
 from webapi.errors import invalid
 from webapi.following import Follower, Lost, Restart, Step, Token
@@ -43,10 +43,7 @@ api = APIBlueprint(
 )
 
 
-@api.before_request
-def authenticate() -> None:
-    """Find out whose request this is."""
-    g.owner = here().keys.owner(request)
+api.before_request(access.admit)
 
 
 @api.get(

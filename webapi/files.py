@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterator
 from itertools import chain
@@ -10,6 +11,8 @@ from time import monotonic
 from typing import Annotated, Any, Literal
 from urllib.parse import quote
 
+import msgspec
+import sqlalchemy as sa
 from flask import Response, g, request
 from flask_openapi.blueprint import APIBlueprint
 from flask_openapi.models.tag import Tag
@@ -18,12 +21,13 @@ from pydantic import BaseModel, Field
 from models import files
 from models.db import AnyRow, is_id
 from models.errors import NotFound
-from webapi import answers, uploads
+from webapi import access, answers, keyed, uploads
 from webapi.context import here, writing
 from webapi.errors import FileUnknown, Problem
 from webapi.forms import FORM
+from webapi.keyed import REPLAYED, Once
 from webapi.openai import openai_list, openai_problem, openai_problems
-from webapi.schemas import Parameters
+from webapi.schemas import Parameters, ids
 from webapi.uploads import Upload
 
 api = APIBlueprint(
@@ -109,29 +113,30 @@ class FilePath(Parameters):
 class FileQuery(Parameters):
     """Which files to list."""
 
-    after: str | None = Field(None, description="The id of the last file of the page before.")
+    after: str | None = Field(
+        None, description="The id of the last file of the page before.", json_schema_extra=ids("file", "-")
+    )
     limit: Annotated[int, Field(ge=1, le=10_000)] = 10_000
     order: Literal["asc", "desc"] = Field("desc", description="By the time of creation.")
-    purpose: str | None = None
+    purpose: str | None = Field(None, json_schema_extra={"enum": list(LISTED)})
 
 
-@api.before_request
-def authenticate() -> None:
-    """Find out whose request this is."""
-    g.owner = here().keys.owner(request)
+api.before_request(access.admit)
 
 
 @api.post(
     "",
     operation_id="createFile",
     request_body=UPLOAD,
-    responses={200: StoredFile, **openai_problems(408, 415, 507)},
+    responses={200: StoredFile, **openai_problems(408, 409, 415, 507)},
 )
 def create() -> Response:
     """Upload a file.
 
-    Streamed to storage, and there as a whole or not at all.
+    Streamed to storage, and there as a whole or not at all. With an `Idempotency-Key` header the same upload can be
+    sent again without making a second file: it gets the same answer.
     """
+    key = keyed.key()
     if request.mimetype != FORM:
         raise openai_problem(415, "unsupported_media_type", f"Send a form: Content-Type {FORM}.")
     with uploads.receive(request, "", here().settings.max_upload_bytes) as upload:
@@ -140,11 +145,22 @@ def create() -> Response:
         if lasts is not None:
             # Counted from the start of the upload, which is the file's created_at.
             lasts -= monotonic() - upload.began
+        once = Once(key, _fingerprint(upload))
         with writing(FileUnknown, patient=True) as tx:
-            row = files.finish(
-                tx, upload.file_id, filename=upload.filename, purpose=purpose, size=upload.size, expires_in=lasts
-            )
-    return answers.respond(answers.encode(document(row)))
+            answer, replayed = once.answer(tx, lambda: _finished(tx, upload, purpose, lasts))
+        # A second one is not finished: when this block ends, nothing is left of it.
+    return answers.respond(answer, 200, **(REPLAYED if replayed else {}))
+
+
+def _fingerprint(upload: Upload) -> str:
+    same = msgspec.json.encode(["file", upload.sha256, upload.filename, upload.fields], order="deterministic")
+    return hashlib.sha256(same).hexdigest()
+
+
+def _finished(tx: sa.Connection, upload: Upload, purpose: str, lasts: float | None) -> str:
+    name, size = upload.filename, upload.size
+    row = files.finish(tx, upload.file_id, filename=name, purpose=purpose, size=size, expires_in=lasts)
+    return answers.encode(document(row)).decode()
 
 
 def _purpose(upload: Upload) -> str:

@@ -10,13 +10,17 @@ import sys
 from types import FrameType
 from typing import Any
 
+import structlog
 from prometheus_client import multiprocess
 
 from models.db import Database
 from stoker.settings import SettingsError, load
+from webapi import auth, logs
 from webapi.app import StartError, prepare
 from webapi.context import EXTENSION, SILENCE
 from webapi.logs import formatter
+
+log = structlog.get_logger("stoker.web")
 
 try:
     _settings = load()
@@ -52,6 +56,10 @@ worker_connections = max(1000, _room)
 backlog = 2048
 # As long as gunicorn allows: the parameters of a bulk, a system message among them, may stand in its query.
 limit_request_line = 8190
+# Browsers and proxies send thirty at most, of which a cookie or trace baggage may be long. Together they are what a
+# connection may hold in memory before anybody knows who it is: half a megabyte.
+limit_request_fields = 64
+limit_request_field_size = 8190
 keepalive = 5
 timeout = 60
 graceful_timeout = 5
@@ -77,6 +85,9 @@ def on_starting(_server: Any) -> None:
     database = Database(_settings.database, silence=SILENCE)
     try:
         prepare(_settings, database)
+        if not auth.any_exist(database):
+            logs.configure(_settings.log_level)
+            log.warning("NO API KEYS: open to this machine, and to it alone", do="stoker keys create")
     except StartError as error:
         sys.exit(f"stoker web: {error}")
     finally:

@@ -9,25 +9,24 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 import sqlalchemy as sa
 import structlog
-from flask import Response, g, request
+from flask import Response
 
-from models import ends, jobs, views
+from models import ends, views
 from models.calls import RESPONSES
 from models.errors import AlreadyFinished, DatabaseUnavailable, NotFound
 from models.jobs import NewJob
 from models.states import JOB
 from webapi import answers, sse, whole_streams
-from webapi.context import Context, here, writing
-from webapi.errors import OutcomeUnknown, Problem
+from webapi.context import Context
+from webapi.errors import Problem
 from webapi.following import Follower, Lost, Restart, Step, Token
-from webapi.hangups import CONNECTION
+from webapi.keyed import KEYLESS, Once
 from webapi.waiters import Waiter
 
 log = structlog.get_logger("stoker.web")
@@ -45,27 +44,7 @@ class Wish:
     job: NewJob
     streamed: bool = False
     with_usage: bool = False
-
-
-def answer(wish: Wish) -> Response:
-    """Store the job, wait for it, and answer as its endpoint would have."""
-    context = here()
-    connection = request.environ.get(CONNECTION)
-    with ExitStack() as held:
-        waiter = held.enter_context(context.waiters.place(Waiter(tokens=wish.streamed), connection))
-        with context.room.place(g.owner), context.waiters.turn(), writing(OutcomeUnknown) as tx:
-            stored = jobs.submit(tx, wish.job)
-        held.enter_context(context.waiters.following(waiter, stored.id))
-        call = Interactive(context, g.owner, wish, stored.id, waiter)
-        held.callback(call.abandon)
-        context.pager.realtime(wish.job.model)
-        first = call.first()
-        if isinstance(first, sa.Row) and not (wish.streamed and first.state == "succeeded"):
-            return call.whole(first)
-        events = call.events(first)
-        rest = held.pop_all()
-    stall = context.settings.stream_stall
-    return sse.respond(events, rest, connection, stall, X_Stoker_Job=stored.id)
+    once: Once = KEYLESS
 
 
 class Interactive:
@@ -228,6 +207,8 @@ class Interactive:
         try:
             with self._context.waiters.turn(), self._context.reserve.transaction() as tx:
                 withdrawn = ends.withdraw(tx, self._job_id)
+                if withdrawn:
+                    self._wish.once.release(tx, self._owner, self._job_id)
         except DatabaseUnavailable as error:
             log.warning("cannot give up a job that is waited for", reason=str(error))
             return time.monotonic() + TICK
@@ -289,6 +270,7 @@ class Interactive:
             # In turn: when a proxy dies, all its clients go at once.
             with self._context.waiters.turn(), self._context.reserve.transaction() as tx:
                 ends.cancel(tx, self._owner, self._job_id)
+                self._wish.once.release(tx, self._owner, self._job_id)
         except (AlreadyFinished, NotFound):
             return
         except DatabaseUnavailable as error:

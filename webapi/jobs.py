@@ -18,7 +18,7 @@ from models.db import is_id
 from models.errors import NotFound, QueueFull
 from models.jobs import NewJob
 from models.states import JOB
-from webapi import answers, json_body, keyed, paging
+from webapi import access, answers, json_body, keyed, limits, paging
 from webapi.context import here, writing
 from webapi.errors import CancelUnknown, OutcomeUnknown, Problem
 from webapi.hangups import CONNECTION
@@ -38,10 +38,7 @@ api = APIBlueprint(
 )
 
 
-@api.before_request
-def authenticate() -> None:
-    """Find out whose request this is."""
-    g.owner = here().keys.owner(request)
+api.before_request(access.admit)
 
 
 @api.post(
@@ -61,8 +58,8 @@ def create() -> Response:
     once = Once(keyed.key(), hashlib.sha256(raw).hexdigest())
     with ExitStack() as room:
         try:
-            new = job_of(json_body.parse(raw), g.owner, context.settings, context.known)
-            room.enter_context(context.room.place(g.owner))
+            new = job_of(json_body.parse(raw), g.owner, context.settings, context.known, context.seal)
+            room.enter_context(limits.place(new.tokens))
         except (Problem, QueueFull):
             # What was taken once is answered again, even if its model is gone by now or the queue is full.
             if (before := once.before()) is None:
@@ -157,4 +154,5 @@ def cancel(path: JobPath) -> Response:
         ends.cancel(tx, g.owner, _checked(path.job_id))
         row = views.get(tx, g.owner, path.job_id)
     here().pager.stopped(path.job_id)
+    here().doorbell.ring_deliver()
     return answers.respond(answers.encode(answers.job(row, None)))

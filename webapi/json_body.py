@@ -22,6 +22,7 @@ from werkzeug.exceptions import ClientDisconnected, RequestEntityTooLarge
 
 from models.json_text import MOST_DEPTH, bad_character, too_deep
 from webapi.bodies import SMALL, Bodies
+from webapi.caller import fitting
 from webapi.errors import FieldError, Problem
 from webapi.watchdog import Watchdog
 
@@ -59,6 +60,7 @@ def read(request: Request, most_bytes: int) -> bytes:
     Raises Problem 400, 408, 413, 415, and 503 when this process holds too many large ones.
     """
     _check_content_type(request)
+    request.max_content_length = most_bytes = fitting(most_bytes, "body_bytes")
     announced = request.content_length
     held = _bodies.hold(most_bytes if announced is None else min(most_bytes, announced))
     until = time.monotonic() + WHOLE
@@ -77,7 +79,10 @@ def read(request: Request, most_bytes: int) -> bytes:
     except RequestEntityTooLarge:
         cut = True
     if cut:
-        detail = f"The body is larger than the {most_bytes} bytes that this server takes (STOKER_MAX_BODY_BYTES)."
+        detail = (
+            f"The body is larger than the {most_bytes} bytes that this server takes "
+            "(STOKER_MAX_BODY_BYTES, or the key's body_bytes)."
+        )
         raise Problem(413, "body_too_large", detail)
     if len(raw) < (request.content_length or 0):
         raise _incomplete()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from webapi.context import here
 from webapi.errors import invalid
 
 HEADER = "Idempotency-Key"
+REPLAYED = {"Idempotency-Replayed": "true"}
+"""What an answer says that was given before."""
 
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
 
@@ -51,6 +54,33 @@ class Once:
             return make(), False
         if (before := idempotency.begin(tx, g.owner, self.key, self.fingerprint)) is not None:
             return before, True
+        return self._made(tx, self.key, make), False
+
+    def anew(self, tx: sa.Connection, before: str, make: Callable[[], str]) -> str:
+        """Return what `make` answers now, for what was answered `before` names what is gone. Raises KeyBusy."""
+        if self.key is None:
+            return make()
+        idempotency.renew(tx, g.owner, self.key, before)
+        return self._made(tx, self.key, make)
+
+    def _made(self, tx: sa.Connection, key: str, make: Callable[[], str]) -> str:
         made = make()
-        idempotency.finish(tx, g.owner, self.key, made)
-        return made, False
+        idempotency.finish(tx, g.owner, key, made)
+        return made
+
+    def release(self, tx: sa.Connection, owner: str, answer: str) -> None:
+        """Forget that this was answered, in the transaction that takes the work back."""
+        if self.key is not None:
+            idempotency.release(tx, owner, self.key, answer)
+
+
+KEYLESS = Once(None, "")
+"""A request that has an effect each time it comes."""
+
+
+def once(raw: bytes, scope: str = "") -> Once:
+    """Return this request, which is told from others by its body and by the kind of thing it makes. Raises Problem 422.
+
+    A job's has no `scope`: what older versions remember is still known.
+    """
+    return Once(key(), hashlib.sha256(f"{scope} ".encode() + raw if scope else raw).hexdigest())

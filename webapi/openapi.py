@@ -14,9 +14,12 @@ from pydantic import BaseModel
 from werkzeug.wrappers import Response
 
 from webapi.bulk_schemas import BatchRequest, BulkChange, BulkParameters, BulkRequest, BulkRetry
+from webapi.document import Documented
+from webapi.engine_bodies import ChatBody, CompletionBody, EmbeddingBody, ResponseBody
 from webapi.errors import PROBLEM, render_invalid
 from webapi.openai import ErrorEnvelope
-from webapi.schemas import EngineBody, JobRequest, ProblemDocument
+from webapi.schemas import EngineBody, JobRequest, ProblemDocument, without_null
+from webapi.webhook_schemas import EndpointChange, EndpointRequest, RedeliverRequest, RotateRequest, TestRequest
 
 BODIES = (
     JobRequest,
@@ -26,8 +29,17 @@ BODIES = (
     BulkChange,
     BatchRequest,
     EngineBody,
+    ChatBody,
+    CompletionBody,
+    EmbeddingBody,
+    ResponseBody,
     ProblemDocument,
     ErrorEnvelope,
+    EndpointRequest,
+    EndpointChange,
+    RotateRequest,
+    TestRequest,
+    RedeliverRequest,
 )
 """What is described though no view declares it: bodies that are read by ours, and errors."""
 
@@ -39,7 +51,7 @@ ABOUT = (
 
 def new_app(name: str, version: str) -> OpenAPI:
     """Return an application with its documents at /openapi.json and /docs, complete without internet."""
-    app = OpenAPI(
+    app = Documented(
         name,
         info=Info(title="stoker", version=version, description=ABOUT),
         doc_prefix="/docs",
@@ -61,6 +73,8 @@ def _to_docs() -> Response:
 
 def _add_schema(app: OpenAPI, model: type[BaseModel]) -> None:
     schema = model.model_json_schema(ref_template=OPENAPI3_REF_TEMPLATE)
+    if model is BulkParameters:  # of forms and URLs
+        schema = without_null(schema)
     for name, definition in schema.pop("$defs", {}).items():
         app.components_schemas[name] = Schema(**definition)
     app.components_schemas[model.__name__] = Schema(**schema)

@@ -8,6 +8,8 @@ from webapi.errors import FieldError, Problem, invalid
 from webapi.schemas import ListQuery, Parameters
 
 PREFIX = "metadata."
+MOST_TAGS = 16
+"""Each is one more condition of the database's query."""
 
 
 def filters_of(query: ListQuery) -> Filters:
@@ -27,6 +29,8 @@ def tags_of(query: Parameters) -> dict[str, str]:
         errors = [FieldError(name[:100], "there is no such parameter", "extra_forbidden") for name in unknown[:5]]
         allowed = ", ".join([*type(query).model_fields, f"{PREFIX}<key>"])
         raise Problem(422, "invalid_request", f"Unknown parameter; allowed: {allowed}.", errors=errors)
+    if len(extra) > MOST_TAGS:
+        raise invalid(f"{PREFIX}<key>", f"at most {MOST_TAGS}, as many as a job can have", "too_long")
     tags = {name.removeprefix(PREFIX): str(value) for name, value in extra.items()}
     for key, value in tags.items():
         # Both end up inside a JSON path or a text of the database.

@@ -22,16 +22,20 @@ from models.calls import RESPONSES
 from models.db import is_id
 from models.errors import AlreadyFinished
 from models.states import JOB
-from webapi import answers, interactive, json_body, sse, whole_streams
+from webapi import access, answers, exchange, json_body, keyed, limits, sse, whole_streams
 from webapi.context import here, writing
+from webapi.engine_bodies import ResponseBody
 from webapi.errors import CancelUnknown, OutcomeUnknown
+from webapi.exchange import Asked
 from webapi.hangups import CONNECTION
 from webapi.interactive import Interactive, Wish
+from webapi.json_body import JsonObject
+from webapi.keyed import REPLAYED
 from webapi.openai import openai_problem, openai_problems
 from webapi.openapi import body_of
-from webapi.schemas import EngineBody, Parameters
+from webapi.schemas import Parameters
 from webapi.waiters import Waiter
-from webapi.wishes import in_background, wish_of
+from webapi.wishes import again, in_background, wish_of
 
 api = APIBlueprint(
     "responses",
@@ -70,34 +74,52 @@ class ResponseQuery(Parameters):
     starting_after: int | None = Field(None, ge=0, description="Only events behind this sequence_number.")
 
 
-@api.before_request
-def authenticate() -> None:
-    """Find out whose request this is."""
-    g.owner = here().keys.owner(request)
+api.before_request(access.admit)
 
 
-@api.post(RESPONSES, operation_id="createResponse", request_body=body_of(EngineBody), responses=_ANSWER)
+@api.post(RESPONSES, operation_id="createResponse", request_body=body_of(ResponseBody), responses=_ANSWER)
 def create() -> Response:
     """Respond to an input; with `background`, later: poll it."""
+    raw = json_body.read(request, here().settings.max_body_bytes)
+    sent, once = json_body.parse(raw, nul=True), keyed.once(raw, RESPONSES)
+    if not in_background(sent):
+        return exchange.answer(sent, RESPONSES, once)
+    if (before := exchange.earlier(once)) is not None:
+        return _again(before, sent)
     context = here()
-    sent = json_body.parse(json_body.read(request, context.settings.max_body_bytes), nul=True)
-    background = in_background(sent)
-    wish = wish_of(sent, RESPONSES, g.owner, context.settings, context.known)
-    if not background:
-        return interactive.answer(wish)
+    wish = wish_of(sent, RESPONSES, g.owner, context.settings, context.known, once)
     if wish.streamed:
         with _place() as (held, waiter):
-            return _follow(_submit(wish).id, wish, held, waiter)
-    stored = _submit(wish)
-    return answers.respond(answers.encode(_open(stored.id, stored.created_at, "queued", wish.job.body)))
+            asked = _submit(wish)
+            if asked.row is None:
+                return _follow(asked.job_id, wish, held, waiter)
+    else:
+        asked = _submit(wish)
+    if asked.row is not None:
+        return _again(asked.row, sent)
+    return answers.respond(answers.encode(_open(asked.job_id, asked.created_at, "queued", wish.job.body)))
 
 
-def _submit(wish: Wish) -> jobs.Stored:
-    with here().room.place(g.owner), writing(OutcomeUnknown) as tx:
+def _submit(wish: Wish) -> Asked:
+    with limits.place(wish.job.tokens), writing(OutcomeUnknown) as tx:
         # Nobody holds a connection for it: it may wait as long as it takes.
-        stored = jobs.submit(tx, replace(wish.job, expires_in=None))
+        asked = exchange.stored(tx, wish.once, replace(wish.job, expires_in=None))
     here().pager.realtime(wish.job.model)
-    return stored
+    return asked
+
+
+def _again(row: sa.Row[Any], sent: JsonObject) -> Response:
+    """Answer as before: with a response that is queued, or with all its events."""
+    wish = again(sent, row)
+    if wish.streamed:
+        with _place() as (held, waiter):
+            response = _follow(row.id, wish, held, waiter)
+    else:
+        with here().database.reading() as tx:
+            body = views.body(tx, row.id)
+        response = answers.respond(answers.encode(_open(row.id, row.created_at, "queued", body)))
+    response.headers.update(REPLAYED)
+    return response
 
 
 @api.get(f"{RESPONSES}/<response_id>", operation_id="getResponse", responses=_ANSWER)
@@ -122,6 +144,7 @@ def cancel(path: ResponsePath) -> Response:
         pass  # as OpenAI's: what has ended is shown
     else:
         here().pager.stopped(row.id)
+        here().doorbell.ring_deliver()
     return answers.respond(whole_streams.written(_document(*_find(path.response_id))))
 
 

@@ -41,8 +41,13 @@ def _secret(value: str) -> str:
     raise PydanticCustomError("webhook_secret", "must be whsec_ and the base64 of 24 to 64 bytes")
 
 
-def _one_or_many(**more: Any) -> WithJsonSchema:
-    return WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", **more}]})
+def _one_or_many(least: int = 0, **more: Any) -> WithJsonSchema:
+    return WithJsonSchema({"anyOf": [{"type": "string", "minLength": least}, {"type": "array", **more}]})
+
+
+def ids(prefix: str, sign: str = "_") -> dict[str, Any]:
+    """Return what the OpenAPI page says of an id, for `json_schema_extra`: the check itself is `is_id`."""
+    return {"pattern": f"^{prefix}{sign}[0-9a-f]{{32}}$"}
 
 
 Text = Annotated[str, StringConstraints(min_length=1)]
@@ -56,7 +61,7 @@ Metadata = Annotated[
     Field(max_length=16, fail_fast=True, description="Up to 16 pairs of texts, to find jobs again by."),
 ]
 Stop = Annotated[Any, AfterValidator(_stop), _one_or_many(items={"type": "string"}, maxItems=MOST_STOPS)]
-Content = Annotated[Any, AfterValidator(_content), _one_or_many(minItems=1)]
+Content = Annotated[Any, AfterValidator(_content), _one_or_many(1, minItems=1)]
 
 
 class Sampling(BaseModel):
@@ -71,7 +76,7 @@ class Sampling(BaseModel):
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     n: Annotated[int, Field(ge=1, le=128)] | None = None
     stop: Stop | None = None
-    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
+    seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1)] | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
     stream: bool | None = Field(None, description="Tokens as they come; of a job, at /v1/jobs/{id}/events.")
@@ -105,7 +110,9 @@ class Webhook(BaseModel):
 
     url: str
     secret: Annotated[str, AfterValidator(_secret)] | None = Field(
-        None, description="whsec_ and base64; signs this job's events instead of the service's own secret."
+        None,
+        description="whsec_ and base64; signs this job's events instead of the service's own secret.",
+        json_schema_extra={"pattern": "^whsec_[A-Za-z0-9+/]{32,88}={0,2}$"},
     )
     include_result: bool = False
 
@@ -227,7 +234,24 @@ class Parameters(BaseModel):
 
 @functools.cache
 def _schema_of(model: type[Parameters], args: tuple[Any, ...], options: tuple[tuple[str, Any], ...]) -> dict[str, Any]:
-    return super(Parameters, model).model_json_schema(*args, **dict(options))
+    schema = super(Parameters, model).model_json_schema(*args, **dict(options))
+    return without_null(schema)
+
+
+def without_null(schema: dict[str, Any]) -> dict[str, Any]:
+    """Return the schema of what comes as texts: there None is "not given", and has no spelling of its own."""
+    return {**schema, "properties": {name: _given(told) for name, told in schema.get("properties", {}).items()}}
+
+
+def _given(told: dict[str, Any]) -> dict[str, Any]:
+    kinds = [kind for kind in told.get("anyOf", ()) if kind != {"type": "null"}]
+    if len(kinds) != 1:
+        return told
+    return {**kinds[0], **{key: value for key, value in told.items() if key not in {"anyOf", "default"}}}
+
+
+NO_NUL: dict[str, Any] = {"pattern": r"^[^\u0000]*$"}
+"""What the OpenAPI page says of texts that the database is asked for."""
 
 
 class JobPath(Parameters):
@@ -252,8 +276,10 @@ class ListQuery(Parameters):
     model_config = ConfigDict(extra="allow")
 
     limit: Annotated[int, Field(ge=1, le=100)] = 20
-    after: str | None = Field(None, description="The id of the last job of the page before.")
+    after: str | None = Field(
+        None, description="The id of the last job of the page before.", json_schema_extra=ids("job")
+    )
     state: State | None = None
     lane: Lane | None = None
-    model: str | None = None
-    bulk_id: str | None = None
+    model: str | None = Field(None, json_schema_extra=NO_NUL)
+    bulk_id: str | None = Field(None, json_schema_extra=NO_NUL)

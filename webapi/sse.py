@@ -15,7 +15,13 @@ from webapi.hangups import can_write
 MIMETYPE = "text/event-stream"
 KEEP_ALIVE = b": keep-alive\n\n"
 KEEP_ALIVE_EVERY = 15.0
-CONTENT = {"content": {MIMETYPE: {"schema": {"type": "string"}}}}
+_EVENT = {
+    "type": "object",
+    "description": "One event of the stream.",
+    "properties": {name: {"type": "string"} for name in ("event", "id", "data")},
+    "required": ["data"],
+}
+CONTENT = {"content": {MIMETYPE: {"schema": _EVENT}}}
 
 
 def event(data: str, *, kind: str = "", ident: str = "") -> bytes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +11,7 @@ from pydantic import ValidationError
 from models import addresses, calls
 from models.calls import ANSWER_LIMITS, CHAT, CONTENT, EMBEDDINGS, SHORT_FORMS, STREAMED, estimate
 from models.jobs import NewJob, Webhook
+from models.sealing import Seal
 from stoker.settings import Settings
 from webapi import schemas, tracing
 from webapi.errors import MOST_ERRORS, MOST_NAME, FieldError, Problem, found_by, from_pydantic, invalid
@@ -36,8 +36,8 @@ class Call:
     prefix: str = ""
 
 
-def job_of(sent: JsonObject, owner: str, settings: Settings, known: KnownModels) -> NewJob:
-    """Return the job that a client's document describes. Raises Problem 422, naming each bad field."""
+def job_of(sent: JsonObject, owner: str, settings: Settings, known: KnownModels, seal: Seal) -> NewJob:
+    """Return the job that a client's document describes. Raises Problem 422, naming each bad field; NoSecretKey."""
     _refuse_crowded(sent.values)
     try:
         asked = JobRequest.model_validate(sent.values)
@@ -57,7 +57,7 @@ def job_of(sent: JsonObject, owner: str, settings: Settings, known: KnownModels)
         tokens=estimate(sum(map(len, prompts)), answer_tokens(call, model)),
         prefix=calls.prefix(call.endpoint, memoryview(call.raw[CONTENT[call.endpoint]])),
         metadata=asked.metadata,
-        webhook=webhook_of(asked.webhook_url, asked.webhook, settings.webhook_networks),
+        webhook=webhook_of(asked.webhook_url, asked.webhook, settings, seal),
         expires_in=asked.expires_in,
         trace=tracing.current(),
     )
@@ -169,8 +169,8 @@ def _without_model(raw: dict[str, msgspec.Raw]) -> dict[str, msgspec.Raw]:
     return {name: value for name, value in raw.items() if name != "model"}
 
 
-def webhook_of(url: str | None, hook: schemas.Webhook | None, networks: Sequence[str]) -> Webhook | None:
-    """Return where to tell of the end, given in one of two ways. Raises Problem 422.
+def webhook_of(url: str | None, hook: schemas.Webhook | None, settings: Settings, seal: Seal) -> Webhook | None:
+    """Return where to tell of the end, given in one of two ways, its secret sealed. Raises Problem 422, NoSecretKey.
 
     Judged again at each try, when it is known where the name leads.
     """
@@ -181,6 +181,6 @@ def webhook_of(url: str | None, hook: schemas.Webhook | None, networks: Sequence
         name, hook = "webhook_url", schemas.Webhook(url=url)
     if hook is None:
         return None
-    if (why := addresses.refusal(hook.url, networks)) is not None:
+    if (why := addresses.refusal(hook.url, settings.webhook_networks, settings.webhook_port_ranges)) is not None:
         raise invalid(name, why)
-    return Webhook(hook.url, hook.secret or "", hook.include_result)
+    return Webhook(hook.url, seal.close(hook.secret) if hook.secret else "", hook.include_result)

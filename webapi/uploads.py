@@ -24,6 +24,7 @@ from models.errors import StokerError
 from models.failpoints import failpoint
 from models.files import NewFile
 from webapi import forms
+from webapi.caller import fitting
 from webapi.context import Context, here
 from webapi.errors import Problem, is_openai
 from webapi.forms import FORM, Form
@@ -64,6 +65,7 @@ def receive(request: Request, purpose: str, limit: int) -> Iterator[Upload]:
     StorageUnavailable.
     """
     context = here()
+    limit = fitting(limit, "file_bytes")
     with _place(context.uploads):
         yield from _received(context, request, purpose, limit)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import sqlalchemy as sa
 from pydantic import ValidationError
 
 from models import calls
@@ -14,6 +15,7 @@ from webapi import tracing
 from webapi.errors import found_by, from_pydantic
 from webapi.interactive import Wish
 from webapi.json_body import JsonObject
+from webapi.keyed import Once
 from webapi.known_models import KnownModel, KnownModels, texts
 from webapi.openai import openai_problem
 from webapi.schemas import EngineBody
@@ -25,7 +27,9 @@ _OURS = frozenset({"background"})
 """Fields that say how the answer is to come, which is stoker's business: no engine gets them."""
 
 
-def wish_of(sent: JsonObject, endpoint: str, owner: str, settings: Settings, known: KnownModels) -> Wish:
+def wish_of(  # all that a job is made of
+    sent: JsonObject, endpoint: str, owner: str, settings: Settings, known: KnownModels, once: Once
+) -> Wish:
     """Return the wish in a request's body. Raises Problem."""
     try:
         asked = EngineBody.model_validate(sent.values)
@@ -53,7 +57,13 @@ def wish_of(sent: JsonObject, endpoint: str, owner: str, settings: Settings, kno
         expires_in=settings.wait_for + settings.request_timeout + SPARE,
         trace=tracing.current(),
     )
-    return Wish(job, bool(asked.stream), _with_usage(sent.values))
+    return Wish(job, bool(asked.stream), _with_usage(sent.values), once)
+
+
+def again(sent: JsonObject, row: sa.Row[Any]) -> Wish:
+    """Return the wish that a job was made for, which was found good then."""
+    job = NewJob(row.owner, row.model, row.endpoint, "")
+    return Wish(job, sent.values.get("stream") is True, _with_usage(sent.values))
 
 
 def _model(name: str, known: KnownModels) -> KnownModel:

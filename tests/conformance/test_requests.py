@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 
+import httpx
 import pytest
 
 from .kit import CHAT, Api, Ended, answered, fresh, jsonl, refused
@@ -125,6 +126,21 @@ def test_many_at_once_with_one_key(api: Api) -> None:
     ids = {answer.json()["id"] for answer in answers if answer.status_code == 200}
     assert len(ids) == 1
     assert {answered(api.try_create(file_id, headers=headers))["id"]} == ids
+
+
+@row("retries")
+def test_the_same_key_is_the_same_file(api: Api) -> None:
+    """The same `Idempotency-Key` with the same upload is the same file; with other bytes it is 409."""
+    headers = {"Idempotency-Key": fresh()}
+
+    def upload(content: bytes) -> httpx.Response:
+        form = {"data": {"purpose": "batch"}, "files": {"file": ("input.jsonl", content)}}
+        return api.ask("POST", "/files", headers=headers, **form)
+
+    first = answered(upload(b"{}\n"))
+    api.made.append(first["id"])
+    assert answered(upload(b"{}\n"))["id"] == first["id"]
+    refused(upload(b"{}\n\n"), 409)
 
 
 @row("owners")

@@ -85,6 +85,12 @@ def test_the_settings_of_compose_are_settings(name: str, compose: dict[str, Any]
     assert settings.redis_url.startswith("redis://redis:6379/")
 
 
+@pytest.mark.parametrize("name", OURS)
+def test_all_containers_have_the_key_of_secrets(name: str, compose: dict[str, Any]) -> None:
+    """What the web server seals, the workers open: each gets the key from the one variable, and none stands here."""
+    assert compose[name]["environment"]["STOKER_SECRET_KEY"] == "${STOKER_SECRET_KEY:-}"
+
+
 def test_data_survives_the_containers(compose: dict[str, Any]) -> None:
     """PostgreSQL, Redis and the downloaded models lie on volumes that are declared."""
     declared = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["volumes"].keys()

@@ -24,18 +24,24 @@ from models import (
     census,
     cohorts,
     deliveries,
+    delivery_log,
     diagnosis,
     due,
+    endpoint_health,
+    endpoints,
     ends,
     engines,
     idempotency,
     jobs,
     keys,
     loads,
+    owed,
     queue,
     results,
     retention,
     schema,
+    sending,
+    usage,
     views,
     waiting,
 )
@@ -54,13 +60,17 @@ KINDS = [
     for kind in ("sqlite", "postgres")
     for analyzed in (False, True)
 ]
-LARGE = frozenset({"jobs", "bodies", "results", "deliveries", "batches", "bulks", "idempotency_keys"})
+LARGE = frozenset(
+    {"jobs", "bodies", "results", "deliveries", "batches", "bulks", "idempotency_keys", "usage", "api_keys"}
+)
 PARTIAL = {
     *("jobs_queue", "jobs_cohorts", "jobs_batch", "jobs_delayed", "jobs_expiry"),
     *("batches_ready", "batches_running", "batches_cohorts", "deliveries_due", "bulks_unfinished"),
+    *("deliveries_hosts", "deliveries_company"),
 }
 """They hold only what is open, so that reading one from end to end may be right."""
 BULK = new_id("bulk")
+DELIVERED = new_id("msg")
 RUNNING = [new_id("batch") for _ in range(BATCHES)]
 IN_FLIGHT = [new_id("job") for _ in range(32 * BATCHES)]
 Work = Callable[[sa.Connection], object]
@@ -116,9 +126,26 @@ def _stock(tx: sa.Connection) -> None:
     running = [_batch("running", id=batch_id, lease_until=5e9) for batch_id in RUNNING]
     running[-1]["lease_until"] = 1.0
     tx.execute(sa.insert(batches.table), [*ready, *running, *past, *(_batch("finished") for _ in range(3000))])
-    tx.execute(sa.insert(deliveries.table), [_delivery(row["id"], nth) for nth, row in enumerate(ended)])
+    told = [_delivery(row["id"], nth) for nth, row in enumerate(ended)]
+    told[-1] |= {"id": DELIVERED, "owner": "o7"}
+    endpoint: dict[str, Any] = {"id": "whe_1", "owner": "o7", "name": "", "url": "http://x", "event_types": []}
+    endpoint |= {"include_result": True, "coalesce": 1.0, "secret": "", "secret_hint": "", "created_at": 1.0}
+    endpoint |= {"updated_at": 1.0}
+    tx.execute(sa.insert(endpoints.table), endpoint)
+    others = [endpoint | {"id": f"whe_{nth}", "owner": f"o{nth}", "coalesce": None} for nth in range(100, 1100)]
+    tx.execute(sa.insert(endpoints.table), others)
+    tx.execute(sa.insert(deliveries.table), told)
     old = [{"owner": "o1", "key": f"k{n}", "fingerprint": "f", "created_at": 1.0 * n} for n in range(2000)]
     tx.execute(sa.insert(idempotency.table), old)
+    counts = dict.fromkeys(usage.STATES + usage.TOKENS, 1)
+    used = [
+        {"owner": f"o{n % 50}", "day": n // 50, "model": "fake", "engine": "engine"} | counts for n in range(50 * 100)
+    ]
+    tx.execute(sa.insert(usage.table), used)
+    made = [
+        {"id": new_id("key"), "owner": "o1", "hash": f"{n:064}", "prefix": "sk", "created_at": 1.0} for n in range(2000)
+    ]
+    tx.execute(sa.insert(keys.table), made)
     tx.execute(sa.update(idempotency.table).where(idempotency.table.c.key > "k3").values(created_at=now()))
 
 
@@ -171,6 +198,8 @@ def _delivery(job_id: str, nth: int) -> dict[str, Any]:
     state = "pending" if nth < 500 else "delivered"
     row = {"id": new_id("msg"), "owner": f"o{nth % 50}", "job_id": job_id, "event": "job.succeeded", "url": "http://x"}
     due = 1.0 if nth < 5 else 5e9
+    row["endpoint_id"] = f"whe_{nth % 50}" if nth % 2 else ""
+    row |= {"host": f"h{nth % 40}", "group_id": f"msg_{nth // 4}" if nth % 4 == 0 else None}
     return {**row, "include_result": False, "state": state, "try": 0, "next_at": due, "created_at": 1.0}
 
 
@@ -194,6 +223,19 @@ def _aged(kind: retention.Kind) -> dict[str, tuple[Work, set[str]]]:
     }
 
 
+WANTED = [owed.Due("msg_f", "h1", None, None), owed.Due("msg_f", "h1", "msg_0", None), owed.Due("", "", None, "whe_1")]
+FAILED = sending.Try(ok=False, status=500, latency=1.0)
+TRIED = [
+    sending.Ended(
+        sending.Delivery(f"msg_{n}", "job", "job.failed", "", include_result=False, created_at=1.0, attempt=1),
+        FAILED,
+        5.0,
+    )
+    for n in range(64)
+]
+NEWS = endpoint_health.News(frozenset({"whe_1"}), frozenset({"whe_2"}), frozenset({"whe_3"}))
+LOGGED = delivery_log.Filters("delivered", since=1.0, until=5e9)
+OF_ENDPOINT = delivery_log.Filters(endpoint_id="whe_7")
 OUTCOMES = [Settled(job_id, "succeeded", results.NewResult(200, "{}")) for job_id in IN_FLIGHT[:640:BATCHES]]
 CUT = batches.Cut("fake", "standard", 1, "full", IN_FLIGHT[:64], 640)
 
@@ -219,8 +261,13 @@ BY_INDEX: dict[str, tuple[Work, set[str]]] = {
     "expire": (due.expire, {"jobs_expiry"}),
     "release due": (due.release_due, {"jobs_delayed"}),
     "anything due": (due.any_due, {"jobs_expiry", "jobs_delayed"}),
-    "deliveries due": (deliveries.any_due, {"deliveries_due"}),
-    "claim deliveries": (lambda tx: deliveries.claim(tx, 16, 30.0), {"deliveries_due"}),
+    "deliveries due": (owed.any_due, {"deliveries_due"}),
+    "the oldest deliveries due": (lambda tx: owed.due(tx, 512), {"deliveries_due"}),
+    "hosts with deliveries due": (lambda tx: owed.due_hosts(tx, "h3", 16), {"deliveries_hosts"}),
+    "deliveries due of hosts": (lambda tx: owed.due_of(tx, ["h1", "h2"], 8), {"deliveries_hosts"}),
+    "claim deliveries": (lambda tx: sending.claim(tx, WANTED, 30.0), {"deliveries_group", "deliveries_company"}),
+    "record deliveries": (lambda tx: sending.record(tx, TRIED), set()),
+    "health of endpoints": (lambda tx: endpoint_health.tell(tx, NEWS, 5.0), set()),
     "census": (lambda tx: census.take(tx, 15.0), {"jobs_queue", "jobs_cohorts", "jobs_delayed", "jobs_batch"}),
     "queue ages": (lambda tx: census.ages(tx, [("fake", "standard")]), {"jobs_queue"}),
     "waiting of an owner": (
@@ -255,6 +302,25 @@ BY_INDEX: dict[str, tuple[Work, set[str]]] = {
         lambda tx: views.page(tx, "o7", views.Filters(bulk_id=BULK), after=None, limit=20),
         set(),
     ),
+    "deliveries of an owner": (
+        lambda tx: delivery_log.page(tx, "o7", LOGGED, after=None, limit=20),
+        {"deliveries_owner"},
+    ),
+    "deliveries of an endpoint": (
+        lambda tx: delivery_log.page(tx, "o7", OF_ENDPOINT, after="msg_f", limit=20),
+        {"deliveries_endpoint"},
+    ),
+    "deliveries of a job": (
+        lambda tx: delivery_log.page(tx, "o7", delivery_log.Filters(job_id=IN_FLIGHT[0]), after=None, limit=20),
+        set(),
+    ),
+    "redeliver a range": (
+        lambda tx: delivery_log.redeliver_some(tx, "o7", LOGGED, after=None, limit=50),
+        {"deliveries_owner"},
+    ),
+    "redeliver one": (lambda tx: delivery_log.redeliver(tx, "o7", DELIVERED), set()),
+    "subscribers": (lambda tx: endpoints.subscribers(tx, ["o7", "o8"]), {"webhook_endpoints_owner"}),
+    "list endpoints": (lambda tx: endpoints.page(tx, "o7", after="whe_f"), {"webhook_endpoints_owner"}),
     "old keys": (lambda tx: idempotency.any_older(tx, 3600.0), {"idempotency_keys_age"}),
     **{name: work for kind in retention.KINDS for name, work in _aged(kind).items()},
     "fading files": (lambda tx: retention.fading(tx, 5e9, 0.0, 100), {"files_expiry", "files_leftover"}),
@@ -266,21 +332,33 @@ BY_INDEX: dict[str, tuple[Work, set[str]]] = {
     "doctor: suspected jobs": (diagnosis.suspected, {"jobs_cohorts"}),
     "doctor: deaths": (lambda tx: diagnosis.deaths(tx, 600.0), {"batches_recent"}),
     "doctor: unsent deliveries": (lambda tx: diagnosis.unsent(tx, 60.0), {"deliveries_due"}),
-    "doctor: failing deliveries": (lambda tx: diagnosis.failing(tx, 86_400.0), {"deliveries_due"}),
-    "a key": (lambda tx: keys.owner_of(tx, "sk-stoker-none"), set()),
+    "doctor: failing deliveries": (lambda tx: diagnosis.failing(tx, 86_400.0), set()),
+    "a key": (lambda tx: keys.find(tx, "sk-stoker-none"), set()),
+    "a key by its id": (lambda tx: keys.find_by_id(tx, "key_none"), set()),
+    "keys that were used": (lambda tx: keys.note_used(tx, [f"key_{nth}" for nth in range(40)]), set()),
+    "tokens of a day": (lambda tx: usage.today(tx, "o7"), set()),
+    "usage of an owner": (lambda tx: usage.page(tx, "o7", 90, 99), set()),
+    "usage of everybody": (lambda tx: usage.page(tx, None, 95, 99), set()),
+    "old usage": (lambda tx: usage.any_before(tx, 3), {"usage_day"}),
+    "forget usage": (lambda tx: usage.forget(tx, 3, 100), {"usage_day"}),
+    "waiting tokens of an owner": (lambda tx: waiting.tokens_of_owner(tx, "o1", 100), {"jobs_queue", "jobs_delayed"}),
 }
 BOUNDED = {
     "expire": "expires_at",
     "release due": "run_at",
     "anything due": "run_at",
-    "deliveries due": "next_at",
-    "claim deliveries": "next_at",
+    "the oldest deliveries due": "next_at",
+    "hosts with deliveries due": "host",
+    "deliveries due of hosts": "next_at",
     "expired leases": "lease_until",
     "queue ages": "owner",
     "waiting of an owner": "owner",
+    "waiting tokens of an owner": "owner",
+    "usage of everybody": "day",
+    "old usage": "day",
 }
 """The index is searched up to now, or of each owner the head, not read through with a filter."""
-HOPS = frozenset({"queue ages"})
+HOPS = frozenset({"queue ages", "hosts with deliveries due"})
 """Not even a partial index is read from end to end."""
 
 

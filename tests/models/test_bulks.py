@@ -284,7 +284,7 @@ def test_how_a_bulk_ends(state: str, errors: Any, expired: int, end: str) -> Non
 
 def test_a_webhook_tells_of_a_bulks_end_once(database: Database) -> None:
     """Written with the end itself, under the bulk's id."""
-    from models import deliveries, events
+    from models import events, owed, sending
 
     row = made(database, webhook_url="http://127.0.0.1:1/hook")
     with database.transaction() as tx:
@@ -293,7 +293,7 @@ def test_a_webhook_tells_of_a_bulks_end_once(database: Database) -> None:
         assert held.id == ended.id
         bulks.announce(tx, ended)
     with database.transaction() as tx:
-        (delivery,) = deliveries.claim(tx, 5, 30.0)
+        ((delivery,),) = sending.claim(tx, owed.due(tx, 5), 30.0)
         told = events.endings(tx, [delivery])[row.id]
     assert (delivery.event, delivery.job_id) == ("bulk.completed", row.id)
     assert (told.state, told.counts) == (

@@ -8,6 +8,7 @@ import pytest
 
 from models import batches, deliveries, due, engines, jobs, sweeps
 from models.db import Database
+from models.deliveries import NewDelivery
 from tests.models import given
 
 HOUR = 3600.0
@@ -31,7 +32,7 @@ def test_what_was_due_soon_is_due_soon(database: Database) -> None:
     (told,) = given.submitted(database, webhook=given.HOOK)
     with database.transaction() as tx:
         jobs.move(tx, "cancelled", jobs.table.c.id == told)
-        deliveries.enqueue(tx, "job.cancelled", [(told, "alice", "http://127.0.0.1:1/", None, False)])
+        deliveries.enqueue(tx, [NewDelivery("alice", told, "job.cancelled", "http://127.0.0.1:1/")])
     soon = time.time() + HOUR + 5
     given.change(database, batches.table, lease_until=soon)
     given.change(database, engines.table, seen_at=soon)

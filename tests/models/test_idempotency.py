@@ -57,6 +57,43 @@ def test_a_key_without_an_answer_is_busy(database: Database) -> None:
         post(database)
 
 
+def anew(database: Database, before: str) -> str:
+    """Do what a POST does whose key leads to what is gone; return the answer, `""` when another was faster."""
+    try:
+        with database.transaction() as tx:
+            idempotency.renew(tx, "alice", "k", before)
+            answer = jobs.submit(tx, NewJob("alice", "fake", "/v1/completions", "{}")).id
+            idempotency.finish(tx, "alice", "k", answer)
+            return answer
+    except KeyBusy:
+        return ""
+
+
+def test_of_many_that_begin_anew_one_does(database: Database) -> None:
+    """The others are told that it is at work; its answer is what the key leads to from then on."""
+    gone = post(database)
+    answers = given.together([lambda: anew(database, gone)] * 20)
+    (made,) = set(answers) - {""}
+    assert answers.count(made) == 1
+    assert post(database) == made
+    assert len(given.rows(database, jobs.table)) == 2
+
+
+def test_a_key_is_released_with_its_work(database: Database) -> None:
+    """In the same transaction, or not at all; never one that leads to something else by now, or is another owner's."""
+    job_id = post(database)
+    with database.engine.connect() as tx:
+        idempotency.release(tx, "alice", "k", job_id)
+        tx.rollback()
+    for owner, answer in (("alice", "another"), ("bob", job_id)):
+        with database.transaction() as tx:
+            idempotency.release(tx, owner, "k", answer)
+    assert post(database) == job_id
+    with database.transaction() as tx:
+        idempotency.release(tx, "alice", "k", job_id)
+    assert post(database, fingerprint="another") != job_id
+
+
 def test_old_keys_are_forgotten_in_slices(database: Database) -> None:
     """Only those that are old; at most so many at once."""
     for nth in range(5):

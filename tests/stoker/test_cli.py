@@ -127,7 +127,7 @@ def test_a_key_is_printed_once_and_valid(sqlite_database: Database, sqlite_url: 
     made = stoker("keys", "create", "--owner", "alice", "--database-url", sqlite_url)
     assert made.exit_code == 0
     with sqlite_database.reading() as tx:
-        assert keys.owner_of(tx, made.stdout.strip()) == "alice"
+        assert keys.find(tx, made.stdout.strip()).owner == "alice"
 
 
 def test_a_key_needs_the_tables(tmp_path: Path) -> None:

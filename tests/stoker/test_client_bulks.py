@@ -278,6 +278,7 @@ def test_files_go_up_and_come_down(client: Client, service: BulkService, tmp_pat
     asked = service.asked[-1]
     assert asked.headers["content-type"].startswith("multipart/form-data; boundary=")
     assert asked.headers["content-length"] == str(len(asked.body))
+    assert asked.headers["idempotency-key"]
     assert b'name="purpose"\r\n\r\nbatch\r\n' in asked.body
     assert b'filename="odd _name_.jsonl"' in asked.body
     assert uploaded.bytes == len(asked.body)

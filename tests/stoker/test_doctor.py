@@ -26,8 +26,8 @@ from typer.testing import CliRunner, Result
 from models import batches, bulks, deliveries, engines, jobs, sweeps
 from models.bulks import NewBulk
 from models.db import Database, now
-from models.deliveries import Try
 from models.engines import Incarnation
+from models.sending import Ended, Try, record
 from stoker import checks_database, checks_queue, checks_redis, doctor
 from stoker.checks_host import host
 from stoker.checks_web import web
@@ -237,7 +237,7 @@ def test_deliveries_that_do_not_get_through(fault: tuple[str, ...], well: Databa
     told(well, webhook=replace(given.HOOK, url="http://hooks.example:8080/T0/secret"))
     (sent,) = claim(well)
     with well.transaction() as tx:
-        deliveries.record(tx, sent, Try(ok=False, status=500, latency=1.0, error=error), retry_in)  # type: ignore[arg-type]  # the table above
+        record(tx, [Ended(sent, Try(ok=False, status=500, latency=1.0, error=error), retry_in)])  # type: ignore[arg-type]  # the table above
     one = the_one(checks_queue.queue(settings), "webhooks", status, "hooks.example:8080: 1 not delivered", *words)
     assert "T0" not in one.says
 

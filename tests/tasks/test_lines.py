@@ -161,6 +161,31 @@ def test_a_gzip_bomb_is_cut_off() -> None:
     assert max(out) <= BLOCK
 
 
+@pytest.mark.parametrize("members", [1, 400])
+def test_what_becomes_too_much_larger_is_cut_off(members: int) -> None:
+    """A bomb ends soon behind the first megabyte, also one of many members, however much may come out of a file."""
+    packed = gzip.compress(b"a" * MB) * members * 10
+    out: list[int] = []
+    with memory_below(4 * MB), pytest.raises(BadInput) as refused:
+        out.extend(map(len, gunzipped([packed], 20_000 * MB, 200.0)))
+    assert refused.value.code == "gzip_ratio"
+    assert MB <= sum(out) < 5 * MB
+
+
+@pytest.mark.parametrize(("size", "ratio"), [(MB, 2.0), (20 * MB, 2000.0)])
+def test_what_is_allowed_comes_out_whole(size: int, ratio: float) -> None:
+    """Up to a megabyte whatever the ratio; beyond it below the ratio."""
+    assert sum(map(len, gunzipped([gzip.compress(b"a" * size)], 100 * MB, ratio))) == size
+
+
+def test_ordinary_lines_are_far_from_the_limit() -> None:
+    """Prompts that have much in common are packed to a tenth or so: nobody meets the limit by chance."""
+    lines = b"".join(
+        b'{"custom_id": "%d", "prompt": "Translate the word number %d"}\n' % (n, n * 7919) for n in range(99_999)
+    )
+    assert sum(map(len, gunzipped([gzip.compress(lines)], 100 * MB, 50.0))) == len(lines)
+
+
 @pytest.mark.parametrize(
     "packed",
     [

@@ -12,7 +12,7 @@ from typing import cast
 import pytest
 import sqlalchemy as sa
 
-from models import batches, bulk_leases, bulks, deliveries, ends, engines, idempotency, jobs, sweeps, views
+from models import batches, bulk_leases, bulks, ends, engines, idempotency, jobs, owed, sweeps, views
 from models.bulks import NewBulk
 from models.db import Database, new_id, now
 from models.engines import Incarnation
@@ -162,7 +162,7 @@ def test_lost_doorbells_are_rung_again(database: Database, settings: Settings, b
     submit(database, "c")
     with database.transaction() as tx:
         ends.cancel(tx, "owner", done)
-        assert deliveries.any_due(tx)
+        assert owed.any_due(tx)
     bell.rung.clear()
     sweep(database, settings, bell)
     assert set(bell.rung) == {("collector", "fake/"), ("engine", "engine"), ("deliver", "")}

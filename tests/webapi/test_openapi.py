@@ -41,6 +41,16 @@ def test_the_document_is_valid(client: FlaskClient) -> None:
         "/v1/responses",
         "/v1/responses/{response_id}",
         "/v1/responses/{response_id}/cancel",
+        "/v1/webhook_endpoints",
+        "/v1/webhook_endpoints/{webhook_endpoint_id}",
+        "/v1/webhook_endpoints/{webhook_endpoint_id}/rotate_secret",
+        "/v1/webhook_endpoints/{webhook_endpoint_id}/test",
+        "/v1/webhook_event_types",
+        "/v1/usage",
+        "/v1/deliveries",
+        "/v1/deliveries/redeliver",
+        "/v1/deliveries/{delivery_id}",
+        "/v1/deliveries/{delivery_id}/redeliver",
         "/livez",
         "/readyz",
         "/metrics",
@@ -56,6 +66,40 @@ def test_the_document_is_valid(client: FlaskClient) -> None:
     )
     batch = document["paths"]["/v1/batches"]["post"]["responses"]
     assert batch["400"]["content"]["application/json"]["schema"]["$ref"].endswith("/ErrorEnvelope")
+
+
+def test_headers_are_described(client: FlaskClient) -> None:
+    """What every answer has, what an error brings, where the new thing is; and the header that makes a call one."""
+    paths = client.get("/openapi.json").json["paths"]
+    for path, operations in paths.items():
+        for operation in operations.values():
+            answers = operation["responses"]
+            assert all("X-Request-Id" in answer["headers"] for answer in answers.values())
+            assert ("429" in answers) == path.startswith("/v1/")
+            assert all("Retry-After" in answers[status]["headers"] for status in {"429", "503"} & set(answers))
+    create = paths["/v1/jobs"]["post"]
+    assert "Location" in create["responses"]["202"]["headers"]
+    assert [told["name"] for told in create["parameters"]] == ["Idempotency-Key"]
+    assert "409" in paths["/v1/files"]["post"]["responses"]
+
+
+def test_what_a_call_takes_is_described(client: FlaskClient) -> None:
+    """Each endpoint's own body; parameters of a query without a null, which a URL cannot spell."""
+    document = client.get("/openapi.json").json
+    schemas = document["components"]["schemas"]
+    for path, name, field in (
+        ("/v1/chat/completions", "ChatBody", "messages"),
+        ("/v1/completions", "CompletionBody", "prompt"),
+        ("/v1/embeddings", "EmbeddingBody", "input"),
+        ("/v1/responses", "ResponseBody", "input"),
+    ):
+        body = document["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]
+        assert body["$ref"].endswith(f"/{name}")
+        assert schemas[name]["required"] == [field]
+    for operations in document["paths"].values():
+        for operation in operations.values():
+            for told in operation.get("parameters", []):
+                assert {"type": "null"} not in told["schema"].get("anyOf", [])
 
 
 def test_every_reference_leads_somewhere(client: FlaskClient) -> None:

@@ -13,6 +13,8 @@ from flask.testing import FlaskClient
 
 from models import engines, jobs, keys
 from models.db import Database
+from models.keys import Found
+from stoker.settings import Settings
 from tests.tasks.inprocess import until
 from webapi import context as web
 from webapi.auth import Keys
@@ -51,30 +53,33 @@ def test_one_reads_the_models_for_all(database: Database, monkeypatch: pytest.Mo
         assert known.get("fake") is not None
 
 
-def test_one_looks_at_a_key_for_all(app: Flask, database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_looks_at_a_key_for_all(
+    app: Flask, settings: Settings, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """While a remembered key is looked at anew the others go by what is remembered."""
     secret = "sk-stoker-" + "k" * 32
-    monkeypatch.setattr(keys, "owner_of", lambda _tx, given: "alice" if given == secret else None)
-    remembered = Keys(database, "127.0.0.1", keep=0.0)
+    found = Found("key_1", "alice", frozenset({"read"}), None, None, unnoted=False)
+    monkeypatch.setattr(keys, "find", lambda _tx, given: found if given == secret else None)
+    remembered = Keys(database, settings, keep=0.0)
 
     def look() -> str:
         with app.test_request_context(headers={"Authorization": f"Bearer {secret}"}) as asked:
-            return remembered.owner(asked.request)
+            return remembered.caller(asked.request).owner
 
     assert look() == "alice"
-    with held_up(monkeypatch, keys, "owner_of", look):
+    with held_up(monkeypatch, keys, "find", look):
         assert look() == "alice"
 
 
 def test_one_looks_whether_keys_are_needed_for_all(
-    app: Flask, database: Database, monkeypatch: pytest.MonkeyPatch
+    app: Flask, settings: Settings, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """So it is with a service that has no keys."""
-    remembered = Keys(database, "127.0.0.1", keep=0.0)
+    remembered = Keys(database, settings, keep=0.0)
 
     def look() -> str:
         with app.test_request_context(environ_base={"REMOTE_ADDR": "127.0.0.1"}) as asked:
-            return remembered.owner(asked.request)
+            return remembered.caller(asked.request).owner
 
     assert look() == "local"
     with held_up(monkeypatch, keys, "any_exist", look):

@@ -11,11 +11,14 @@ from hypothesis import strategies as st
 
 from models.calls import estimate
 from models.jobs import NewJob
+from models.sealing import Seal, new_key
 from stoker.settings import load
 from webapi.errors import Problem
 from webapi.json_body import parse
 from webapi.known_models import KnownModel, KnownModels
 from webapi.submission import job_of
+
+SEAL = Seal([new_key()])
 
 
 class _Known:
@@ -31,7 +34,7 @@ class _Known:
 def made(raw: str | dict[str, Any]) -> NewJob:
     """Return the job made of a document."""
     text = raw if isinstance(raw, str) else json.dumps(raw)
-    return job_of(parse(text.encode()), "me", load(engine="fake"), cast("KnownModels", _Known()))
+    return job_of(parse(text.encode()), "me", load(engine="fake"), cast("KnownModels", _Known()), SEAL)
 
 
 def test_a_prompt_becomes_a_chat() -> None:
@@ -117,5 +120,6 @@ def test_webhooks() -> None:
     assert (plain.url, plain.secret, plain.include_result) == ("https://example.com/a", "", False)
     own = made({"prompt": "x", "webhook": {"url": "https://example.com/a", "secret": secret, "include_result": True}})
     assert own.webhook is not None
-    assert (own.webhook.secret, own.webhook.include_result) == (secret, True)
+    assert (SEAL.open(own.webhook.secret), own.webhook.include_result) == (secret, True)
+    assert own.webhook.secret != secret
     assert "whsec" not in repr(own)
