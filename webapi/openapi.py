@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import cache
 from http import HTTPStatus
 from typing import Any
 
@@ -72,12 +74,17 @@ def _to_docs() -> Response:
 
 
 def _add_schema(app: OpenAPI, model: type[BaseModel]) -> None:
+    for name, definition in _definitions(model).items():
+        app.components_schemas[name] = Schema(**definition)
+
+
+@cache
+def _definitions(model: type[BaseModel]) -> Mapping[str, Any]:
+    """Return the schemas of a model and of what it is made of, by name."""
     schema = model.model_json_schema(ref_template=OPENAPI3_REF_TEMPLATE)
     if model is BulkParameters:  # of forms and URLs
         schema = without_null(schema)
-    for name, definition in schema.pop("$defs", {}).items():
-        app.components_schemas[name] = Schema(**definition)
-    app.components_schemas[model.__name__] = Schema(**schema)
+    return {**schema.pop("$defs", {}), model.__name__: schema}
 
 
 def body_of(model: type[BaseModel]) -> dict[str, Any]:

@@ -43,6 +43,12 @@ HOSTILE = [
 ]
 
 
+@pytest.fixture
+def database_url(sqlite_url: str) -> str:
+    """Return an empty database of one kind: what is refused here never comes to it."""
+    return sqlite_url
+
+
 def deep(levels: int) -> bytes:
     """Return JSON that is nested so deep."""
     return b'{"prompt":"hi","a":' + b"[" * (levels - 1) + b"]" * (levels - 1) + b"}"
