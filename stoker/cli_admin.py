@@ -72,9 +72,14 @@ def restart(
 def upgrade(data: DataOption = None, database_url: DatabaseOption = None) -> None:
     """Bring the database's tables up to this version; nothing happens when they are."""
     from models import schema
+    from stoker.local import secret_key
 
     with opened(data, database_url) as database:
         schema.upgrade(database, tell)
+    settings = settings_of(data, database_url)
+    if not settings.database_url and not settings.secret_key:
+        # One machine, and perhaps an older `stoker up` that runs and made none: the new code finds it here.
+        secret_key(settings.data)
     typer.echo("the database is up to date")
 
 

@@ -18,7 +18,7 @@ LEAST_WAIT, MOST_WAIT = 0.05, 60
 def _event_type(value: str) -> str:
     if value in event_types.ALL:
         return value
-    raise PydanticCustomError("event_type", "must be one of {supported}", {"supported": ", ".join(event_types.ALL)})
+    raise PydanticCustomError("unknown_event", "must be one of {supported}", {"supported": ", ".join(event_types.ALL)})
 
 
 EventType = Annotated[

@@ -37,6 +37,17 @@ def test_it_is_made_once(tmp_path: Path) -> None:
     assert seal_of(load(data=data)).open(Seal([first]).close("x")) == "x"
 
 
+def test_an_upgrade_makes_it_where_the_database_is_the_folders_own(tmp_path: Path, postgres_url: str) -> None:
+    """An older `stoker up` that goes on running made none; a database for many machines needs one for all of them."""
+    (tmp_path / "one").mkdir()
+    (tmp_path / "two").mkdir()
+    assert stoker("db", "upgrade", "--data", tmp_path / "one").exit_code == 0
+    assert (tmp_path / "one/secret-key").exists()
+    assert stoker("db", "upgrade", "--data", tmp_path / "two", STOKER_SECRET_KEY=new_key()).exit_code == 0
+    assert stoker("db", "upgrade", "--data", tmp_path / "three", "--database-url", postgres_url).exit_code == 0
+    assert not list(tmp_path.glob("t*/secret-key"))
+
+
 def test_keys_that_are_being_replaced_are_all_handed_on(tmp_path: Path) -> None:
     """An operator may write the new key above the old one."""
     old, new = new_key(), new_key()
