@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from tests.chaos.faults import Injected
 from tests.chaos.load import FINAL, Load
+from tests.chaos.receiving import ALONE, TOGETHER
 from tests.chaos.service import Service
 
 _OWN_FAULT = frozenset({"invalid_request", "upstream_unavailable", "cancelled", "expired", None})
@@ -144,18 +145,20 @@ def _starts(found: Findings, service: Service, jobs: dict[str, _Job], faults: It
 
 def _webhooks(found: Findings, service: Service, jobs: dict[str, _Job]) -> None:
     """Each end that somebody wanted to hear of was told, under one id, and nothing else was."""
-    messages: dict[tuple[str, str], set[str]] = defaultdict(set)
+    # By whom it was told to: the job's own webhook (""), or an endpoint.
+    messages: dict[tuple[str, str, str], set[str]] = defaultdict(set)
     for line in service.receiving.log.read("taken"):
-        messages[line["subject"], line["event"]].add(line["message"])
+        whom = line["path"] if line["path"] in {ALONE, TOGETHER} else ""
+        messages[whom, line["subject"], line["event"]].add(line["message"])
     found.events = len(messages)
-    expected = {(job.id, f"job.{job.state}") for job in jobs.values() if job.notify and job.state in FINAL}
+    ended = [job for job in jobs.values() if job.state in FINAL]
+    expected = {("", job.id, f"job.{job.state}") for job in ended if job.notify}
+    expected |= {(whom, job.id, f"job.{job.state}") for job in ended for whom in (ALONE, TOGETHER)}
     bulks = service.rows(f"SELECT id, state FROM bulks WHERE webhook_url IS NOT NULL AND state NOT IN {OPEN_BULKS}")  # noqa: S608
-    expected |= {(bulk_id, f"bulk.{state}") for bulk_id, state in bulks}
-    found.webhooks_missing = [f"{event} of {subject}" for subject, event in expected - messages.keys()]
-    found.webhooks_doubled = [
-        f"{event} of {subject}: {len(ids)} ids" for (subject, event), ids in messages.items() if len(ids) > 1
-    ]
-    found.webhooks_doubled += [f"{event} of {subject}: not so" for subject, event in messages.keys() - expected]
+    expected |= {("", bulk_id, f"bulk.{state}") for bulk_id, state in bulks}
+    found.webhooks_missing = [" ".join(one) for one in expected - messages.keys()]
+    found.webhooks_doubled = [f"{' '.join(one)}: {len(ids)} ids" for one, ids in messages.items() if len(ids) > 1]
+    found.webhooks_doubled += [f"{' '.join(one)}: not so" for one in messages.keys() - expected]
 
 
 def _bulks(found: Findings, service: Service, load: Load) -> None:

@@ -6,7 +6,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,13 @@ class Ledger:
 
     def note(self, what: str, **facts: Any) -> None:
         """Write a line down: what happened, when, and its facts."""
-        line = json.dumps({"what": what, "at": time.time(), **facts}) + "\n"
+        self.note_all(what, [facts])
+
+    def note_all(self, what: str, each: Iterable[Mapping[str, Any]]) -> None:
+        """Write a line for each of several things that happened at once, all of them or, if that fails, any."""
+        lines = [json.dumps({"what": what, "at": time.time(), **facts}) + "\n" for facts in each]
         with self._lock:
-            os.write(self._file, line.encode())
+            os.write(self._file, "".join(lines).encode())
             os.fsync(self._file)
 
     def read(self, *kinds: str) -> Iterator[dict[str, Any]]:

@@ -14,6 +14,8 @@ from tests.chaos.ledger import Ledger
 from tests.receivers import Received, Receiver, Reply, receiver
 
 Manner = Literal["well", "errors", "cuts", "redirects", "endless"]
+ALONE, TOGETHER = "/endpoint/alone", "/endpoint/together"
+"""Where endpoints are told of every job: event by event, and of several in one request."""
 SOMETIMES = 0.1
 """Of the events fail even when it behaves well: a receiver has its own bad days."""
 
@@ -45,15 +47,14 @@ class Receiving:
             return Reply(500, endless=True, body=b"x" * 4096)
         if self.manner == "errors" or random.random() < SOMETIMES:
             return Reply(503, {"retry-after": "1"} if random.random() < 0.5 else {})
-        event = json.loads(received.body)
-        self.log.note(
-            "taken",
-            event=event["type"],
-            subject=event["data"]["id"],
-            message=received.headers["webhook-id"],
-            path=received.path,
-            signed="webhook-signature" in received.headers,
-        )
+        said = json.loads(received.body)
+        same = {
+            "message": received.headers["webhook-id"],
+            "path": received.path,
+            "signed": "webhook-signature" in received.headers,
+        }
+        told = said["data"] if said["type"] == "events" else [said]
+        self.log.note_all("taken", [{"event": one["type"], "subject": one["data"]["id"], **same} for one in told])
         if random.random() < SOMETIMES:
             # Taken, but the sender will not know.
             return Reply(cut=True)

@@ -10,12 +10,15 @@ from random import Random
 from statistics import median
 from typing import Any
 
+import httpx
+
 from stoker.settings import load
 from tests.chaos import faults
 from tests.chaos.checks import OPEN_BULKS, Findings, check
 from tests.chaos.faults import Fault, Injected
 from tests.chaos.ledger import Ledger
-from tests.chaos.load import Load
+from tests.chaos.load import FINAL, Load
+from tests.chaos.receiving import ALONE, TOGETHER
 from tests.chaos.service import Service
 
 QUIET_WITHIN = 240.0
@@ -97,6 +100,7 @@ class Run:
     def _under_load(self, break_it: Callable[[Random], None], threads: int) -> Findings:
         service, chance = self.service, Random(self.seed)
         url, hook = (f"http://127.0.0.1:{edge.port}" for edge in (service.web, service.hooks))
+        self._make_endpoints(url, hook)
         ledger = Ledger(service.witness / f"ledger-{self.seed}")
         self.load = Load(url, ledger, self.seed, hook=hook, threads=threads, model=self._model())
         self.load.start()
@@ -109,6 +113,14 @@ class Run:
         findings = check(service, self.load, self.injected)
         ledger.close()
         return findings
+
+    def _make_endpoints(self, url: str, hook: str) -> None:
+        """Ask, once for each service and before it has a job, to be told of every end of one."""
+        events = [f"job.{state}" for state in sorted(FINAL)]
+        for path, coalesce in ((ALONE, None), (TOGETHER, 0.5)):
+            wanted = {"name": path, "url": f"{hook}{path}", "event_types": events, "coalesce": coalesce}
+            headers = {"Idempotency-Key": path}
+            httpx.post(f"{url}/v1/webhook_endpoints", json=wanted, headers=headers, timeout=30).raise_for_status()
 
     def _model(self) -> str:
         return "" if self.service.engine != "vllm" else load(engine=self.service.engine).served_name
