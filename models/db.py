@@ -145,6 +145,11 @@ def new_id(prefix: str, sign: str = "_") -> str:
     return f"{prefix}{sign}{uuid_utils.uuid7().hex}"
 
 
+def made_at(ident: str) -> float:
+    """Return when `new_id` made an id, in seconds since 1970 by the clock of its process."""
+    return int(ident[-32:][:12], 16) / 1000
+
+
 def is_id(prefix: str, text: str, sign: str = "_") -> bool:
     """Tell whether a text has the shape of an id, so that hostile ones never reach the database."""
     head, _, tail = text.partition(sign)

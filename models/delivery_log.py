@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -9,14 +10,23 @@ import sqlalchemy as sa
 
 from models.db import AnyRow, among, literal, now, one_of, upsert
 from models.deliveries import table, tries
-from models.errors import NotEnded, NotFound
+from models.errors import NotEnded, NotFound, TestOnly, TriedTooOften
+from models.owed import TEST
 
 ENDED = ("delivered", "failed")
 """The states from which a delivery can be sent once more."""
+MOST_TRIES = 1_000
+"""From so many tries on a delivery is not sent once more: they are counted in a SMALLINT, and never go back."""
 
 _SHOWN = tuple(column for column in table.c if column.name not in {"secret", "owner", "include_result", "host"})
 _SLACK = 3600.0
 """Seconds by which the clock that made the ids may differ from the database's."""
+_AGAIN = (
+    one_of(table.c.state, ENDED),
+    table.c["try"] < MOST_TRIES,
+    # Whoever asked for a test has been answered.
+    ~table.c.job_id.startswith(literal(TEST)),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,9 +100,17 @@ def history(tx: sa.Connection, row: AnyRow) -> Sequence[AnyRow]:
 
 
 def redeliver(tx: sa.Connection, owner: str, delivery_id: str) -> AnyRow:
-    """Send a delivery that has ended once more, with the same id. Raises NotFound; NotEnded while it is on its way."""
+    """Send a delivery that has ended once more, with the same id.
+
+    Raises NotFound; NotEnded while it is on its way; TestOnly; TriedTooOften.
+    """
     row = get(tx, owner, delivery_id)
+    if row.job_id.startswith(TEST):
+        raise TestOnly(delivery_id)
     if not _again(tx, [delivery_id]):
+        row = get(tx, owner, delivery_id)  # as it is now: others may have been faster
+        if row.state in ENDED:
+            raise TriedTooOften(delivery_id, MOST_TRIES)
         raise NotEnded(delivery_id, row.state)
     return get(tx, owner, delivery_id)
 
@@ -102,9 +120,10 @@ def redeliver_some(
 ) -> tuple[int, str | None]:
     """Send the next `limit` deliveries behind the id `after` once more, oldest first.
 
+    Tests, and what was tried too often, are passed over.
     Returns how many, and the id to go on behind; None when there are no more.
     """
-    where = [*_where(tx, owner, filters), one_of(table.c.state, ENDED)]
+    where = [*_where(tx, owner, filters), *_AGAIN]
     if after is not None:
         where.append(table.c.id > after)
     ids = tx.execute(sa.select(table.c.id).where(*where).order_by(table.c.id).limit(limit)).scalars().all()
@@ -113,7 +132,7 @@ def redeliver_some(
 
 def _again(tx: sa.Connection, ids: Sequence[str]) -> Sequence[str]:
     """Bring ended deliveries back to the beginning of their schedule; return the ids of those that were ended."""
-    mine = sa.select(table.c.id, table.c.group_id).where(among(table.c.id, ids), one_of(table.c.state, ENDED))
+    mine = sa.select(table.c.id, table.c.group_id).where(among(table.c.id, ids), *_AGAIN)
     locked = tx.execute(mine.order_by(table.c.id).with_for_update()).all()
     ended = [row.id for row in locked]
     if not ended:
@@ -155,9 +174,23 @@ def forget_groups(tx: sa.Connection, groups: Iterable[str]) -> None:
     listed = sorted(groups)
     if not listed:
         return
+    _alone(tx, listed)
     kept = sa.select(table.c.group_id).where(table.c.group_id.is_not(None), among(table.c.group_id, listed))
     left = set(listed) - set(tx.execute(kept.distinct()).scalars())
     tx.execute(sa.delete(tries).where(among(tries.c.delivery_id, left)))
+
+
+_LOCKS = 64
+
+
+def _alone(tx: sa.Connection, groups: Iterable[str]) -> None:
+    """Let others who take deliveries out of these groups wait: two at once would both see what the other takes out.
+
+    Whoever comes second asks when the first has committed. Groups share a few locks, taken in order and at the end.
+    """
+    if tx.dialect.name == "postgresql":  # SQLite's transaction that writes is alone
+        for lock in sorted({zlib.crc32(group.encode()) % _LOCKS for group in groups}):
+            tx.execute(sa.select(sa.func.pg_advisory_xact_lock(sa.func.hashtext("delivery_groups"), lock)))
 
 
 def give_up(tx: sa.Connection, delivery_id: str, why: str) -> bool:

@@ -12,19 +12,29 @@ from models.db import AnyRow, among, in_order, new_id, now
 from models.endpoints import table
 
 DAY = 86_400.0
+SILENCE = 2.0
+"""Days without a failure after which a series of them begins anew, at least: the tries of one event are a day apart."""
+STEP = 60.0
+"""Seconds that the time of the last failure may lag behind: not every failed try writes a row."""
 NOTE = "endpoint.disabled"
 """The event of the note in the delivery log: a row that nobody sends (its state is `noted`)."""
 
 _endpoint = table.c
 
+Tried = tuple[str, str]
+"""An endpoint's id, and the URL of the try."""
+
 
 @dataclass(frozen=True, slots=True)
 class News:
-    """What a sender found out: endpoints of which a try succeeded, failed, or was answered with 410."""
+    """What a sender found out: endpoints of which a try succeeded, failed, or was answered with 410.
 
-    worked: frozenset[str] = frozenset()
-    failed: frozenset[str] = frozenset()
-    gone: frozenset[str] = frozenset()
+    Each with the URL that was tried: what is true of an old URL says nothing of the one that has taken its place.
+    """
+
+    worked: frozenset[Tried] = frozenset()
+    failed: frozenset[Tried] = frozenset()
+    gone: frozenset[Tried] = frozenset()
 
 
 def tell(tx: sa.Connection, news: News, days: float) -> dict[str, str]:
@@ -37,7 +47,7 @@ def tell(tx: sa.Connection, news: News, days: float) -> dict[str, str]:
     disabled = _disable(tx, news.gone, "the receiver answered 410: it is gone for good") if news.gone else []
     failed = news.failed - news.worked - news.gone
     if failed:
-        _set(tx, failed, _endpoint.failing_since.is_(None), failing_since=now())
+        _note_failures(tx, failed, days)
         too_long = _endpoint.failing_since < now() - days * DAY
         disabled += _disable(tx, failed, f"every try has failed for {days:g} days", too_long)
     if disabled:
@@ -45,13 +55,24 @@ def tell(tx: sa.Connection, news: News, days: float) -> dict[str, str]:
     return {row.id: row.disabled_why for row in disabled}
 
 
-def _disable(tx: sa.Connection, ids: Iterable[str], why: str, *where: sa.ColumnElement[bool]) -> list[AnyRow]:
+def _note_failures(tx: sa.Connection, tried: Iterable[Tried], days: float) -> None:
+    """Note that tries failed just now; while nothing was sent for long, nothing failed: the series begins anew."""
+    last = sa.func.coalesce(_endpoint.last_failed_at, _endpoint.failing_since)
+    first = sa.or_(_endpoint.failing_since.is_(None), last < now() - max(days, SILENCE) * DAY)
+    news = sa.or_(_endpoint.failing_since.is_(None), last < now() - STEP)
+    since = sa.case((first, now()), else_=_endpoint.failing_since)
+    _set(tx, tried, news, failing_since=since, last_failed_at=now())
+
+
+def _disable(tx: sa.Connection, tried: Iterable[Tried], why: str, *where: sa.ColumnElement[bool]) -> list[AnyRow]:
     enabled = _endpoint.disabled_at.is_(None)
-    return _set(tx, ids, enabled, *where, disabled_at=now(), disabled_why=why, updated_at=now())
+    return _set(tx, tried, enabled, *where, disabled_at=now(), disabled_why=why, updated_at=now())
 
 
-def _set(tx: sa.Connection, ids: Iterable[str], *where: sa.ColumnElement[bool], **values: object) -> list[AnyRow]:
-    chosen = in_order(tx, table, among(_endpoint.id, sorted(ids)), *where)
+def _set(tx: sa.Connection, tried: Iterable[Tried], *where: sa.ColumnElement[bool], **values: object) -> list[AnyRow]:
+    listed = sorted(tried)
+    still = among(_endpoint.id + " " + _endpoint.url, [f"{ident} {url}" for ident, url in listed])
+    chosen = in_order(tx, table, among(_endpoint.id, {ident for ident, _ in listed}), still, *where)
     returned = (_endpoint.id, _endpoint.owner, _endpoint.url, _endpoint.disabled_why)
     return list(tx.execute(sa.update(table).where(chosen).values(values).returning(*returned)))
 

@@ -10,6 +10,7 @@ import sqlalchemy as sa
 
 from models.db import AnyRow, Id, among, metadata, new_id, now
 from models.errors import NotFound, TooManyEndpoints
+from models.event_types import OF_EACH_JOB
 
 table = sa.Table(
     "webhook_endpoints",
@@ -26,6 +27,7 @@ table = sa.Table(
     sa.Column("old_secret", sa.Text),
     sa.Column("old_secret_until", sa.Double),
     sa.Column("failing_since", sa.Double),
+    sa.Column("last_failed_at", sa.Double),
     sa.Column("disabled_at", sa.Double),
     sa.Column("disabled_why", sa.Text),
     sa.Column("created_at", sa.Double, nullable=False),
@@ -33,12 +35,14 @@ table = sa.Table(
 )
 """`coalesce`: seconds that an event waits for others, to be sent with them in one request; null: each on its own.
 `secret`, `old_secret`: sealed (`models/sealing.py`). `failing_since`: when the first of the tries failed of which none
-has succeeded since."""
+has succeeded since. `last_failed_at`: when a try failed last, give or take a minute."""
 
 sa.Index("webhook_endpoints_owner", table.c.owner, table.c.id)
 
 MOST = 100
 """Endpoints of one owner."""
+MOST_OF_JOBS = 10
+"""Of these, endpoints that ask for events of jobs: a delivery for each of them is stored with each end of a job."""
 OLD_SECRET_LASTS = 86_400.0
 BY_OWNER = "disabled by its owner"
 
@@ -76,6 +80,7 @@ def create(tx: sa.Connection, new: NewEndpoint) -> AnyRow:
     mine = sa.select(sa.func.count()).select_from(table).where(table.c.owner == new.owner)
     if tx.execute(mine).scalar_one() >= MOST:
         raise TooManyEndpoints(MOST)
+    _check_of_jobs(tx, new.owner, new.event_types)
     values = {
         "id": new_id("whe"),
         **{name: getattr(new, name) for name in ("owner", "name", "url", "include_result", "coalesce")},
@@ -94,6 +99,15 @@ def _alone(tx: sa.Connection, owner: str) -> None:
     """Let others of this owner wait: two at once would both count what there is without the other's."""
     if tx.dialect.name == "postgresql":  # SQLite's transaction that writes is alone
         tx.execute(sa.select(sa.func.pg_advisory_xact_lock(sa.func.hashtextextended(f"webhook_endpoints {owner}", 0))))
+
+
+def _check_of_jobs(tx: sa.Connection, owner: str, event_types: Iterable[str], but: str = "") -> None:
+    """Refuse one endpoint more (`but`: the one that is changed) that asks for events of jobs; disabled ones count."""
+    if OF_EACH_JOB.isdisjoint(event_types):
+        return
+    others = tx.execute(sa.select(table.c.event_types).where(table.c.owner == owner, table.c.id != but)).scalars()
+    if sum(not OF_EACH_JOB.isdisjoint(asked) for asked in others) >= MOST_OF_JOBS:
+        raise TooManyEndpoints(MOST_OF_JOBS, "job.* or response.* events")
 
 
 def get(tx: sa.Connection, owner: str, endpoint_id: str, *, locked: bool = False) -> AnyRow:
@@ -115,16 +129,21 @@ def page(tx: sa.Connection, owner: str, *, after: str | None = None, limit: int 
 
 
 def update(tx: sa.Connection, owner: str, endpoint_id: str, *, enabled: bool | None = None, **values: Any) -> AnyRow:
-    """Change an endpoint; return its row. Enabled, or with another URL, it is judged anew. Raises NotFound.
+    """Change an endpoint; return its row. Enabled, or with another URL, it is judged anew.
 
     `values`: name, url, event_types, include_result, coalesce. What changes nothing is no change: `updated_at` stays.
+    Raises NotFound, TooManyEndpoints.
     """
+    if "event_types" in values:
+        _alone(tx, owner)
     row = get(tx, owner, endpoint_id, locked=True)
     changed = {name: value for name, value in values.items() if getattr(row, name) != value}
     if enabled is not None and enabled != (row.disabled_at is None):
         changed |= {"disabled_at": None if enabled else now(), "disabled_why": None if enabled else BY_OWNER}
     if not changed:
         return row
+    if "event_types" in changed:
+        _check_of_jobs(tx, owner, changed["event_types"], endpoint_id)
     if enabled or "url" in changed:
         changed["failing_since"] = None
     statement = sa.update(table).where(table.c.id == endpoint_id).values(**changed, updated_at=now())

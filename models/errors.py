@@ -4,6 +4,8 @@ StokerError
 ├── NotFound             no such thing, or it belongs to another owner
 ├── AlreadyFinished      the job or bulk has reached an end state, which never changes
 ├── NotEnded             the delivery is still on its way, and cannot be sent once more
+├── TriedTooOften        the delivery was tried so often that it is not sent once more
+├── TestOnly             the delivery is a test of an endpoint, which is sent once
 ├── StillRunning         the bulk has not ended, and cannot be deleted or retried yet
 ├── KeyReused            the Idempotency-Key was used with another body
 ├── KeyBusy              a request with this Idempotency-Key is still running
@@ -47,6 +49,26 @@ class NotEnded(StokerError):
         super().__init__(f"Delivery {ident} is {state}: only what is delivered or failed can be sent once more.")
 
 
+class TriedTooOften(StokerError):
+    """The delivery was tried so often that it is not sent once more."""
+
+    def __init__(self, ident: str, most: int) -> None:
+        """Name the delivery and the limit."""
+        super().__init__(
+            f"Delivery {ident} was tried {most} times or more: it is not sent again. Fetch what it tells of."
+        )
+
+
+class TestOnly(StokerError):
+    """The delivery is a test of an endpoint, which is sent once."""
+
+    __test__ = False
+
+    def __init__(self, ident: str) -> None:
+        """Name the delivery."""
+        super().__init__(f"Delivery {ident} is a test of an endpoint, and is not sent again: send another test.")
+
+
 class StillRunning(StokerError):
     """The bulk has not ended."""
 
@@ -85,11 +107,14 @@ _SETTINGS = {
 
 
 class TooManyEndpoints(StokerError):
-    """The owner has as many webhook endpoints as one may have."""
+    """The owner has as many webhook endpoints as one may have, of all or of those that ask for some events."""
 
-    def __init__(self, most: int) -> None:
-        """Name the limit."""
-        super().__init__(f"There are {most} webhook endpoints already, as many as may be: delete one first.")
+    def __init__(self, most: int, asking: str = "") -> None:
+        """Name the limit, and which events those ask for whose limit it is."""
+        which, change = (f" that ask for {asking}", ", or its event_types changed,") if asking else ("", "")
+        super().__init__(
+            f"There are {most} webhook endpoints{which} already, as many as may be: one must be deleted{change} first."
+        )
 
 
 class DatabaseUnavailable(StokerError):

@@ -11,6 +11,8 @@ BULKS = tuple(
 RESPONSES = tuple(f"response.{state}" for state in ("completed", "failed", "cancelled", "incomplete"))
 ALL = JOBS + BULKS + RESPONSES
 """Every event that an endpoint can ask for. A line of a bulk is a job, and has the events of one."""
+OF_EACH_JOB = frozenset(JOBS + RESPONSES)
+"""Those of which each job has one."""
 
 _OF_RESPONSE = {"failed": "failed", "expired": "failed", "cancelled": "cancelled"}
 

@@ -92,7 +92,7 @@ def _events(row: AnyRow, state: str, result: NewResult | None) -> list[str]:
 def _status(result: NewResult | None) -> str | None:
     try:
         return None if result is None or result.body is None else _answers.decode(result.body).status
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, RecursionError):
         return None  # an engine's answer of another shape; it is told of as completed
 
 

@@ -39,6 +39,8 @@ class Due:
     host: str
     group_id: str | None
     company: str | None
+    owner: str
+    endpoint_id: str
 
     @property
     def parcel(self) -> str:
@@ -58,6 +60,8 @@ _SEEN = (
     _row.host,
     _row.group_id,
     sa.case((sa.and_(*FRESH, _endpoint.coalesce.is_not(None)), _row.endpoint_id)).label("company"),
+    _row.owner,
+    _row.endpoint_id,
 )
 _LOOK = sa.select(*_SEEN).select_from(table.outerjoin(endpoints.table, _endpoint.id == _row.endpoint_id))
 

@@ -16,7 +16,7 @@ from sqlalchemy.dialects import postgresql
 
 from models import endpoints, results
 from models.db import AnyRow, among, literal, new_id, now, upsert
-from models.deliveries import table, tries
+from models.deliveries import host_of, table, tries
 from models.owed import DUE, FRESH, OPEN, TEST, Due
 
 MOST_TOGETHER = 1_000
@@ -45,6 +45,7 @@ class Delivery:
     endpoint_id: str = ""
     host: str = ""
     group_id: str | None = None
+    owner: str = ""
     secrets: tuple[str, ...] = field(default=(), repr=False)
     dead: str | None = None
 
@@ -71,7 +72,15 @@ class Try:
 
 
 def claim(tx: sa.Connection, chosen: Sequence[Due], hold: float) -> list[tuple[Delivery, ...]]:
-    """Claim what is still due of these for `hold` seconds; a claim that ran out counts as due. Returns parcels."""
+    """Claim what is still due of these for `hold` seconds; a claim that ran out counts as due. Returns parcels.
+
+    What goes to another host by now is not claimed: it is due there, where others may be on their way.
+    """
+    known = _endpoints(tx, {one.endpoint_id for one in chosen} - {""})
+    moved = {one.parcel for one in chosen if _moved(one, known.get(one.endpoint_id))}
+    for was, endpoint_id in sorted({(one.host, one.endpoint_id) for one in chosen if one.parcel in moved}):
+        _follow(tx, endpoint_id, was, host_of(known[endpoint_id].url))
+    chosen = [one for one in chosen if one.parcel not in moved]
     alone = [one.id for one in chosen if one.group_id is None and one.company is None]
     groups = sorted({one.group_id for one in chosen if one.group_id is not None})
     # Groups that others hold are passed over by their first row: only who has locked it may touch the others.
@@ -84,7 +93,21 @@ def claim(tx: sa.Connection, chosen: Sequence[Due], hold: float) -> list[tuple[D
     if mine_too:
         rows += _take(tx, hold, _row.group_id.is_not(None), among(_row.group_id, mine_too))
     rows += _group(tx, {one.company for one in chosen if one.company is not None}, hold)
-    return _parcels(rows, _endpoints(tx, {row.endpoint_id for row in rows} - {""}))
+    return _parcels(rows, known)
+
+
+def _moved(one: Due, endpoint: AnyRow | None) -> bool:
+    return endpoint is not None and host_of(endpoint.url) != one.host
+
+
+def _follow(tx: sa.Connection, endpoint_id: str, was: str, host: str) -> None:
+    """Give what is due of an endpoint its present host, so many at once: the next looks find it there."""
+    # As a stretch of the index of hosts, as in `owed.due_of`.
+    ends = sa.tuple_(_row.host, _row.next_at) <= sa.tuple_(sa.bindparam("was", was), now())
+    stretch = sa.select(_row.id).where(OPEN, _row.host >= was, ends, _row.endpoint_id == endpoint_id)
+    some = stretch.order_by(_row.host, _row.next_at).limit(MOST_TOGETHER).with_for_update(skip_locked=True)
+    ids = tx.execute(some).scalars().all()
+    tx.execute(sa.update(table).where(among(_row.id, ids)).values(host=host))
 
 
 _CLAIMED = (*table.c, _row["try"].label("attempt"))
@@ -97,13 +120,13 @@ def _take(tx: sa.Connection, hold: float, *where: sa.ColumnElement[bool], **more
 
 def _group(tx: sa.Connection, companies: set[str], hold: float) -> list[AnyRow]:
     """Claim, of each of these endpoints, all that wait to be sent together, due or not: as a new group."""
-    held = sa.select(_endpoint.id, _endpoint.include_result).where(among(_endpoint.id, companies))
+    held = sa.select(_endpoint.id).where(among(_endpoint.id, companies))
     rows: list[AnyRow] = []
     if companies:
         # One sender at a time, so that what one began is not made two.
         free = held.order_by(_endpoint.id).with_for_update(skip_locked=True)
-        for endpoint in tx.execute(free).all():
-            ids = _company(tx, endpoint.id, sized=endpoint.include_result)
+        for endpoint_id in tx.execute(free).scalars().all():
+            ids = _company(tx, endpoint_id)
             # One that found no company goes as itself.
             together = new_id("msg") if len(ids) > 1 else None
             values = {"state": "sending", "try": _row["try"] + 1, "next_at": now() + hold, "group_id": together}
@@ -112,11 +135,13 @@ def _group(tx: sa.Connection, companies: set[str], hold: float) -> list[AnyRow]:
     return rows
 
 
-def _company(tx: sa.Connection, endpoint_id: str, *, sized: bool) -> list[str]:
+def _company(tx: sa.Connection, endpoint_id: str) -> list[str]:
     result = results.table.c
     length = sa.func.length if tx.dialect.name == "sqlite" else sa.func.octet_length
-    size = sa.select(length(result.body)).where(result.job_id == _row.job_id).scalar_subquery() if sized else sa.null()
-    fresh = sa.select(_row.id, sa.func.coalesce(size, 0).label("size"))
+    body = sa.select(length(result.body)).where(result.job_id == _row.job_id).scalar_subquery()
+    # As it was asked for when the job ended, whatever the endpoint says now.
+    size = sa.case((_row.include_result, sa.func.coalesce(body, 0)), else_=0)
+    fresh = sa.select(_row.id, size.label("size"))
     fresh = fresh.where(_row.endpoint_id == endpoint_id, *FRESH).order_by(_row.id).limit(MOST_TOGETHER)
     due = sa.select(sa.exists().where(_row.endpoint_id == endpoint_id, *FRESH, _row.next_at <= now()))
     if not tx.execute(due).scalar_one():
@@ -158,7 +183,8 @@ def _delivery(row: AnyRow, endpoint: AnyRow | None) -> Delivery:
     elif row.endpoint_id:
         dead = "the endpoint was deleted"
     told = (row.id, row.job_id, row.event, url, row.include_result, row.created_at, row.attempt)
-    return Delivery(*told, row.tries_before, row.endpoint_id, row.host, row.group_id, secrets, dead)
+    host = row.host if endpoint is None else host_of(url)
+    return Delivery(*told, row.tries_before, row.endpoint_id, host, row.group_id, row.owner, secrets, dead)
 
 
 @dataclass(frozen=True, slots=True)

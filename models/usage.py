@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.expression import FunctionElement
 
-from models.db import AnyRow, metadata, micros, now, upsert
+from models.db import AnyRow, metadata, now, upsert
 from models.results import NewResult
 
 STATES = ("succeeded", "failed", "cancelled", "expired")
@@ -31,7 +33,26 @@ sa.Index("usage_day", table.c.day)
 
 DAY = 86_400
 _COUNTS = STATES + TOKENS
-_today = micros() // sa.literal_column(str(DAY * 1_000_000), sa.BigInteger)
+
+
+class _Today(FunctionElement[int]):
+    """The day that it is by the database's clock, read once a statement: an index is searched for it."""
+
+    type = sa.Integer()
+    inherit_cache = True
+
+
+@compiles(_Today, "postgresql")
+def _today_postgresql(_element: _Today, compiler: Any, **_: Any) -> str:
+    return f"floor({compiler.process(now())} / {DAY})::integer"
+
+
+@compiles(_Today, "sqlite")
+def _today_sqlite(_element: _Today, compiler: Any, **_: Any) -> str:
+    return f"CAST({compiler.process(now())} / {DAY} AS INTEGER)"
+
+
+_today = _Today()
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import structlog
 
+from models.db import made_at
 from models.events import Ending
 from models.failpoints import failpoint
 from models.owed import TEST
@@ -107,7 +108,7 @@ class Post:
         try:
             events = [payloads.one(delivery, endings[delivery.job_id]) for delivery in told]
             together = first.group_id is not None
-            body = payloads.many(first.webhook_id, first.created_at, events) if together else events[0]
+            body = payloads.many(first.webhook_id, made_at(first.webhook_id), events) if together else events[0]
             headers = {**signature.sign(secret, first.webhook_id, int(time.time()), body), **more}
             answer = await self._way.post(first.url, headers, body, self._settings.webhook_timeout)
             failpoint("webhook.sent")

@@ -8,6 +8,7 @@ out: those deliveries are sent again, with the same id and the same bytes.
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
 import random
 import threading
@@ -31,7 +32,7 @@ from models.sending import Delivery, Try
 from stoker.settings import Settings
 from tasks import backoff, egress, metrics, tracing
 from tasks.app import app, context
-from tasks.lineup import Lineup
+from tasks.lineup import Busy, Lineup
 from tasks.parcels import SLACK, Outcome, Parcel, Post
 
 log = structlog.get_logger(__name__)
@@ -93,9 +94,19 @@ def deliver() -> None:
     # Asked again once the lock is free: whoever rang before was not heard any more.
     while _bell.rung and not _stopping.is_set() and _alone.acquire(blocking=False):
         try:
-            deliver_due(here.database, here.settings, bell=_bell)
+            deliver_due(here.database, here.settings, bell=_bell, lineup=_lineup_of(*_limits(here.settings)))
         finally:
             _alone.release()
+
+
+def _limits(settings: Settings) -> tuple[int, int]:
+    return settings.webhook_per_host, settings.webhook_at_once
+
+
+@functools.cache
+def _lineup_of(per_host: int, at_once: int) -> Lineup:
+    """Return this process's: a run goes on where the one before it was among the hosts."""
+    return Lineup(per_host, at_once)
 
 
 @signals.worker_shutting_down.connect
@@ -111,24 +122,30 @@ def deliver_due(
     look: egress.Lookup = egress.lookup,
     stopping: threading.Event = _stopping,
     bell: Bell | None = None,
+    lineup: Lineup | None = None,
 ) -> int:
     """Send the deliveries that are due, until none is; return the number of tries made. Any number may run at once.
 
-    `look` resolves names. Raises DatabaseUnavailable when the database stays away; claims then run out by themselves.
+    `look` resolves names; `lineup` is used by nobody else meanwhile. Raises DatabaseUnavailable when the database stays
+    away; claims then run out by themselves.
     """
-    return asyncio.run(_Sender(database, settings, stopping, bell or Bell()).run(look))
+    return asyncio.run(
+        _Sender(database, settings, stopping, bell or Bell(), lineup or Lineup(*_limits(settings))).run(look)
+    )
 
 
 class _Sender:
     """One run: keeps requests on their way until nothing is due."""
 
-    def __init__(self, database: Database, settings: Settings, stopping: threading.Event, bell: Bell) -> None:
+    def __init__(
+        self, database: Database, settings: Settings, stopping: threading.Event, bell: Bell, lineup: Lineup
+    ) -> None:
         self._database = database
         self._settings = settings
         self._stopping = stopping
         self._bell = bell
         self._seal = seal_of(settings)
-        self._lineup = Lineup(settings.webhook_per_host)
+        self._lineup = lineup
         self._on_way: dict[asyncio.Task[list[Outcome]], Parcel] = {}
         self._fault: BaseException | None = None
 
@@ -139,7 +156,11 @@ class _Sender:
         opened = egress.opened(self._settings.webhook_networks, look, ports=ways, at_once=at_once)
         with self._bell.heard(lambda: loop.call_soon_threadsafe(rung.set)):
             async with opened as way:
-                tries = await self._work(Post(self._settings, self._seal, way), rung)
+                try:
+                    tries = await self._work(Post(self._settings, self._seal, way), rung)
+                finally:
+                    # What a fault leaves on its way is cancelled, and its end seen by nobody.
+                    metrics.webhooks_in_flight.dec(len(self._on_way))
         if self._fault is not None:
             raise self._fault
         return tries
@@ -150,7 +171,8 @@ class _Sender:
         while True:
             rung.clear()
             room = 0 if self._stopping.is_set() else self._settings.webhook_at_once - len(self._on_way)
-            busy = Counter(parcel.first.host for parcel in self._on_way.values())
+            firsts = [parcel.first for parcel in self._on_way.values()]
+            busy = Busy(Counter(one.host for one in firsts), Counter(one.owner for one in firsts))
             parcels, done = await asyncio.to_thread(self._turn, ended, room, busy)
             for parcel in parcels:
                 self._on_way[asyncio.create_task(post.send(parcel))] = parcel
@@ -187,7 +209,7 @@ class _Sender:
         tried = Try(ok=False, status=None, latency=0.0, error=f"internal error: {type(error).__name__}")
         return [post.failed(parcel.deliveries, tried, tells=False)]
 
-    def _turn(self, ended: Sequence[Outcome], room: int, busy: Counter[str]) -> tuple[list[Parcel], bool]:
+    def _turn(self, ended: Sequence[Outcome], room: int, busy: Busy) -> tuple[list[Parcel], bool]:
         """Record what ended and claim as much as there is room for, in one commit; again while the database is away.
 
         Returns what was claimed, and whether nothing more was found.
@@ -202,10 +224,10 @@ class _Sender:
             time.sleep(backoff.delay(attempt, jitter=random.random(), base=0.1, most=2.0))  # noqa: S311  # no secret
         raise AssertionError  # the loop returns or raises
 
-    def _record_and_claim(self, ended: Sequence[Outcome], room: int, busy: Counter[str]) -> tuple[list[Parcel], bool]:
+    def _record_and_claim(self, ended: Sequence[Outcome], room: int, busy: Busy) -> tuple[list[Parcel], bool]:
         chosen = self._choose(room, busy) if room else []
         if not ended and not chosen:
-            return [], True
+            return [], not room or self._lineup.saw_all
         claimed_at = time.monotonic()
         lost, claimed, disabled = self._database.retrying(lambda tx: self._commit(tx, ended, chosen))
         _tell(ended, lost, disabled)
@@ -217,7 +239,7 @@ class _Sender:
             ends = events.endings(tx, [one for parcel in claimed for one in parcel], traced=tracing.wanted())
         return [Parcel(parcel, ends, claimed_at) for parcel in claimed], False
 
-    def _choose(self, room: int, busy: Counter[str]) -> list[Due]:
+    def _choose(self, room: int, busy: Busy) -> list[Due]:
         if self._lineup.wants_look(room, busy, rung=self._bell.answer()):
             with self._database.reading() as tx:
                 self._lineup.look(tx, busy)
@@ -235,12 +257,12 @@ class _Sender:
 
 def _news(ended: Sequence[Outcome], stored: set[str]) -> News:
     """Return what tries say of endpoints: those that are recorded, and that nobody asked for to see what happens."""
-    found: dict[str, set[str]] = {"worked": set(), "failed": set(), "gone": set()}
+    found: dict[str, set[endpoint_health.Tried]] = {"worked": set(), "failed": set(), "gone": set()}
     for outcome in ended:
         one = outcome.deliveries[0]
         if outcome.tells and one.endpoint_id and one.id in stored and not one.job_id.startswith(TEST):
             kind = {"delivered": "worked", "gone": "gone"}.get(outcome.label, "failed")
-            found[kind].add(one.endpoint_id)
+            found[kind].add((one.endpoint_id, one.url))
     return News(*map(frozenset, found.values()))
 
 

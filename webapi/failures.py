@@ -22,7 +22,9 @@ from models.errors import (
     NotFound,
     QueueFull,
     StillRunning,
+    TestOnly,
     TooManyEndpoints,
+    TriedTooOften,
 )
 from models.sealing import NoSecretKey
 from models.storage import ObjectMissing, StorageFull, StorageUnavailable
@@ -54,6 +56,8 @@ _KNOWN: dict[type[Exception], _Known] = {
     AlreadyFinished: _Known(409, "already_finished"),
     StillRunning: _Known(409, "still_running"),
     NotEnded: _Known(409, "not_ended"),
+    TriedTooOften: _Known(409, "tried_too_often"),
+    TestOnly: _Known(409, "test_only"),
     TooManyEndpoints: _Known(422, "too_many_endpoints"),
     KeyReused: _Known(422, "idempotency_key_reused", "This Idempotency-Key was used before with another body."),
     KeyBusy: _Known(

@@ -223,7 +223,12 @@ def _aged(kind: retention.Kind) -> dict[str, tuple[Work, set[str]]]:
     }
 
 
-WANTED = [owed.Due("msg_f", "h1", None, None), owed.Due("msg_f", "h1", "msg_0", None), owed.Due("", "", None, "whe_1")]
+WANTED = [
+    owed.Due("msg_f", "h1", None, None, "o7", ""),
+    owed.Due("msg_f", "h1", "msg_0", None, "o7", ""),
+    owed.Due("", "x", None, "whe_1", "o7", "whe_1"),
+]
+MOVED = [owed.Due("msg_f", "h1", None, None, "o7", "whe_1")]
 FAILED = sending.Try(ok=False, status=500, latency=1.0)
 TRIED = [
     sending.Ended(
@@ -233,7 +238,7 @@ TRIED = [
     )
     for n in range(64)
 ]
-NEWS = endpoint_health.News(frozenset({"whe_1"}), frozenset({"whe_2"}), frozenset({"whe_3"}))
+NEWS = endpoint_health.News(*(frozenset({(one, "http://h1/")}) for one in ("whe_1", "whe_2", "whe_3")))
 LOGGED = delivery_log.Filters("delivered", since=1.0, until=5e9)
 OF_ENDPOINT = delivery_log.Filters(endpoint_id="whe_7")
 OUTCOMES = [Settled(job_id, "succeeded", results.NewResult(200, "{}")) for job_id in IN_FLIGHT[:640:BATCHES]]
@@ -266,6 +271,7 @@ BY_INDEX: dict[str, tuple[Work, set[str]]] = {
     "hosts with deliveries due": (lambda tx: owed.due_hosts(tx, "h3", 16), {"deliveries_hosts"}),
     "deliveries due of hosts": (lambda tx: owed.due_of(tx, ["h1", "h2"], 8), {"deliveries_hosts"}),
     "claim deliveries": (lambda tx: sending.claim(tx, WANTED, 30.0), {"deliveries_group", "deliveries_company"}),
+    "deliveries follow their endpoint": (lambda tx: sending.claim(tx, MOVED, 30.0), {"deliveries_hosts"}),
     "record deliveries": (lambda tx: sending.record(tx, TRIED), set()),
     "health of endpoints": (lambda tx: endpoint_health.tell(tx, NEWS, 5.0), set()),
     "census": (lambda tx: census.take(tx, 15.0), {"jobs_queue", "jobs_cohorts", "jobs_delayed", "jobs_batch"}),
@@ -350,10 +356,12 @@ BOUNDED = {
     "the oldest deliveries due": "next_at",
     "hosts with deliveries due": "host",
     "deliveries due of hosts": "next_at",
+    "deliveries follow their endpoint": "next_at",
     "expired leases": "lease_until",
     "queue ages": "owner",
     "waiting of an owner": "owner",
     "waiting tokens of an owner": "owner",
+    "tokens of a day": "day",
     "usage of everybody": "day",
     "old usage": "day",
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from models import deliveries, delivery_log
 from models.db import AnyRow, Database
 from models.deliveries import NewDelivery, table, tries
 from models.delivery_log import Filters
-from models.errors import NotEnded, NotFound
+from models.errors import NotEnded, NotFound, TestOnly, TriedTooOften
 from tests.models import given
 
 
@@ -149,6 +150,59 @@ def test_a_range_is_sent_once_more_page_by_page(database: Database) -> None:
     assert {found[one] for one in failed} == {"pending"}
     assert {found[one] for one in others} == {"failed"}
     assert found[done[0]] == "delivered"
+
+
+def test_a_delivery_is_not_sent_again_without_end(database: Database) -> None:
+    """The count of its tries never goes back, and a column holds it: from 1,000 on it is refused, and passed over."""
+    (last,) = stored(database, job_id="job_l", values={"state": "failed", "try": delivery_log.MOST_TRIES - 1})
+    (over,) = stored(database, job_id="job_o", values={"state": "delivered", "try": delivery_log.MOST_TRIES})
+    (on_its_way,) = stored(database, job_id="job_w", values={"try": delivery_log.MOST_TRIES})
+    with pytest.raises(TriedTooOften):
+        again(database, over)
+    with pytest.raises(NotEnded):
+        again(database, on_its_way)
+    with database.transaction() as tx:
+        assert delivery_log.redeliver_some(tx, "alice", Filters(), after=None, limit=10) == (1, None)
+    assert [row(database, one).state for one in (last, over)] == ["pending", "delivered"]
+
+
+def test_a_test_is_not_sent_again(database: Database) -> None:
+    """Neither alone nor in a range: whoever asked for it was answered."""
+    (test,) = stored(database, job_id="test_1", endpoint_id="whe_1", values={"state": "failed", "try": 1})
+    (other,) = stored(database, endpoint_id="whe_1", values={"state": "failed", "try": 1})
+    before = row(database, test)
+    with pytest.raises(TestOnly):
+        again(database, test)
+    with pytest.raises(NotFound), database.transaction() as tx:
+        delivery_log.redeliver(tx, "bob", test)
+    with database.transaction() as tx:
+        asked = Filters("failed", endpoint_id="whe_1")
+        assert delivery_log.redeliver_some(tx, "alice", asked, after=None, limit=10) == (1, None)
+    assert row(database, test) == before
+    assert row(database, other).state == "pending"
+
+
+@pytest.mark.parametrize("purged", [False, True], ids=["redelivered", "purged"])
+def test_the_last_two_of_a_group_leave_it_at_once(database: Database, *, purged: bool) -> None:
+    """Neither sees that the other has left, until it has: the tries of the group go nevertheless."""
+    first, second = stored(database, 2, values={"state": "failed", "try": 1, "group_id": "msg_g"})
+    tried(database, "msg_g", 1)
+
+    def leave() -> None:
+        with database.transaction() as tx:
+            if purged:
+                delivery_log.purge(tx, [second])
+            else:
+                delivery_log.redeliver(tx, "alice", second)
+
+    other = threading.Thread(target=leave)
+    with database.transaction() as tx:
+        delivery_log.redeliver(tx, "alice", first)
+        other.start()
+        other.join(0.5)
+    other.join(30)
+    assert [one for one in given.rows(database, tries) if one.delivery_id == "msg_g"] == []
+    assert history(database, first) == [(1, 500)]
 
 
 def test_history_outlives_the_group_and_the_success(database: Database) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import pytest
@@ -64,6 +65,58 @@ def test_an_owner_has_so_many_endpoints_and_no_more(database: Database, monkeypa
 
     assert sum(given.together([work] * 8)) == 3
     made(database, "bob")
+
+
+def test_few_endpoints_of_an_owner_ask_for_events_of_jobs(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each costs a row with each end of a job. Disabled ones count; made or changed, alone or many at once."""
+    monkeypatch.setattr(endpoints, "MOST_OF_JOBS", 3)
+    plain = [made(database, event_types=["bulk.failed"]) for _ in range(3)]
+    first = made(database, event_types=["bulk.failed", "response.failed"], enabled=False)
+
+    def make() -> bool:
+        try:
+            made(database, event_types=["job.succeeded"])
+        except TooManyEndpoints:
+            return False
+        return True
+
+    def change(row: AnyRow) -> bool:
+        try:
+            update(database, row, event_types=["job.succeeded"])
+        except TooManyEndpoints as error:
+            assert "3 webhook endpoints that ask for job.* or response.* events" in str(error)  # noqa: PT017  # of many
+            return False
+        return True
+
+    works = [make, make, make, *(lambda row=row: change(row) for row in plain)]
+    assert sum(given.together(works)) == 2
+    assert sum("job.succeeded" in row.event_types for row in given.rows(database, endpoints.table)) == 2
+    assert update(database, first, event_types=["job.failed"]).event_types == ["job.failed"]
+    assert made(database, event_types=["batch.completed"]).event_types == ["batch.completed"]
+    made(database, "bob")
+    update(database, first, event_types=["bulk.failed"])
+    assert make()
+
+
+def test_two_that_are_changed_at_once_are_both_counted(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second waits until the first is stored, and is refused."""
+    monkeypatch.setattr(endpoints, "MOST_OF_JOBS", 1)
+    first, second = (made(database, event_types=["bulk.failed"]) for _ in range(2))
+    refused = threading.Event()
+
+    def change() -> None:
+        try:
+            update(database, second, event_types=["job.failed"])
+        except TooManyEndpoints:
+            refused.set()
+
+    other = threading.Thread(target=change)
+    with database.transaction() as tx:
+        endpoints.update(tx, "alice", first.id, event_types=["job.failed"])
+        other.start()
+        other.join(0.5)
+    other.join(30)
+    assert refused.is_set()
 
 
 def test_what_changes_nothing_is_no_change(database: Database) -> None:

@@ -85,6 +85,7 @@ def test_a_delivery_to_an_endpoint_is_made_of_it(database: Database) -> None:
         ("succeeded", '{"output":[{"status":"x"}],"status":"incomplete"}', "response.incomplete"),
         ("succeeded", "[]", "response.completed"),
         ("succeeded", "not json", "response.completed"),
+        pytest.param("succeeded", '{"a":' + "[" * 100_000 + "]" * 100_000 + "}", "response.completed", id="deep"),
         ("failed", None, "response.failed"),
     ],
 )

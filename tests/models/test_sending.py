@@ -34,7 +34,9 @@ def tell(database: Database, endpoint_id: str, count: int, delay: float = 0.0) -
         return deliveries.enqueue(
             tx,
             [
-                NewDelivery("alice", new_id("job"), "job.failed", "http://old/", endpoint_id=endpoint_id, delay=delay)
+                NewDelivery(
+                    "alice", new_id("job"), "job.failed", "http://127.0.0.1:1/old", endpoint_id=endpoint_id, delay=delay
+                )
                 for _ in range(count)
             ],
         )
@@ -137,10 +139,11 @@ def test_a_request_holds_so_many_events_and_bytes(database: Database, monkeypatc
     batch = given.running(database, engine, 5)
     ids = [job.id for job in batch.jobs]
     given.settled(database, batch.id, [given.answered(job_id, '"' + "x" * 98 + '"') for job_id in ids])
-    large = endpoint(database, include_result=True)
+    large, url = endpoint(database, include_result=True), "http://127.0.0.1:1/old"
     with database.transaction() as tx:
         deliveries.enqueue(
-            tx, [NewDelivery("alice", one, "job.succeeded", "http://old/", endpoint_id=large) for one in ids]
+            tx,
+            [NewDelivery("alice", one, "job.succeeded", url, include_result=True, endpoint_id=large) for one in ids],
         )
     assert [len(parcel) for _ in range(3) for parcel in claim(database)] == [2, 2, 1]
 
@@ -155,6 +158,49 @@ def test_what_was_tried_alone_stays_alone(database: Database) -> None:
     tell(database, mine, 2)
     assert sorted(len(parcel) for parcel in claim(database)) == [1, 2]
     assert len(given.rows(database, deliveries.table, deliveries.table.c.group_id.is_(None))) == 1
+
+
+def test_the_size_of_a_request_is_that_of_what_was_asked_for(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Events that wait with their results count with them, whatever the endpoint asks for by now."""
+    monkeypatch.setattr(sending, "MOST_BYTES", 250)
+    batch = given.running(database, given.engine(database), 6)
+    ids = [job.id for job in batch.jobs]
+    given.settled(database, batch.id, [given.answered(job_id, '"' + "x" * 98 + '"') for job_id in ids])
+    large, small = endpoint(database, include_result=False), endpoint(database, include_result=True)
+    url = "http://127.0.0.1:1/"
+    for which, ident in ((True, large), (False, small)):
+        new = [NewDelivery("a", one, "job.succeeded", url, include_result=which, endpoint_id=ident) for one in ids]
+        with database.transaction() as tx:
+            deliveries.enqueue(tx, new)
+    parcels = [parcel for _ in range(3) for parcel in claim(database)]
+    sizes = {ident: [len(some) for some in parcels if some[0].endpoint_id == ident] for ident in (large, small)}
+    assert sizes == {large: [2, 2, 2], small: [6]}
+
+
+def test_deliveries_follow_their_endpoint_to_another_host(database: Database) -> None:
+    """What waited for the old host is not sent before it is counted at the new one; tried, fresh and in groups."""
+    together, alone = endpoint(database), endpoint(database, coalesce=None)
+    tell(database, together, 3)
+    (group,) = claim(database)
+    record(database, group, BAD, retry_in=0.0)
+    tell(database, together, 2)
+    tell(database, alone, 2)
+    other = tell(database, endpoint(database, coalesce=None), 1)
+    given.change(
+        database, endpoints.table, endpoints.table.c.id.in_([together, alone]), url="http://New.Example.com:81/"
+    )
+    with database.reading() as tx:
+        found = owed.due(tx, 100)
+    with database.transaction() as tx:
+        assert [[one.id for one in parcel] for parcel in sending.claim(tx, found, 30.0)] == [other]
+    waiting = deliveries.table.c.id != other[0]
+    assert {row.host for row in given.rows(database, deliveries.table, waiting)} == {"new.example.com"}
+    parcels = claim(database)
+    assert sorted(map(len, parcels)) == [1, 1, 2, 3]
+    assert {one.host for parcel in parcels for one in parcel} == {"new.example.com"}
+    assert group[0].group_id in {parcel[0].group_id for parcel in parcels}
 
 
 @pytest.mark.parametrize(
@@ -185,7 +231,8 @@ def test_the_old_secret_signs_until_its_time_is_over(database: Database) -> None
 
 def health(database: Database, days: float = 5.0, **found: set[str]) -> dict[str, str]:
     """Tell of tries."""
-    news = News(**{name: frozenset(ids) for name, ids in found.items()})
+    urls = {row.id: row.url for row in given.rows(database, endpoints.table)}
+    news = News(**{name: frozenset((one, urls[one]) for one in ids) for name, ids in found.items()})
     with database.transaction() as tx:
         return endpoint_health.tell(tx, news, days)
 
@@ -214,6 +261,38 @@ def test_an_endpoint_that_only_fails_is_disabled(database: Database) -> None:
     assert claim(database) == []
 
 
+def test_what_failed_long_ago_does_not_count(database: Database) -> None:
+    """With nothing sent in between, one failure in January and one in June are no five days of failures."""
+    mine, day = endpoint(database), endpoint_health.DAY
+    health(database, failed={mine})
+    (row,) = given.rows(database, endpoints.table)
+    given.change(
+        database,
+        endpoints.table,
+        failing_since=row.failing_since - 150 * day,
+        last_failed_at=row.failing_since - 6 * day,
+    )
+    assert health(database, failed={mine}) == {}
+    (anew,) = given.rows(database, endpoints.table)
+    assert anew.failing_since >= row.failing_since
+    assert anew.last_failed_at == anew.failing_since
+    given.change(
+        database, endpoints.table, failing_since=row.failing_since - 6 * day, last_failed_at=row.failing_since - 4 * day
+    )
+    assert list(health(database, failed={mine})) == [mine]
+    assert given.rows(database, endpoints.table)[0].last_failed_at >= row.failing_since
+
+
+def test_the_tries_of_one_event_are_one_series(database: Database) -> None:
+    """They are up to a day apart, which is no silence, also where an endpoint is disabled after an hour."""
+    mine = endpoint(database)
+    health(database, days=0.05, failed={mine})
+    (row,) = given.rows(database, endpoints.table)
+    long_ago = row.failing_since - 1.1 * endpoint_health.DAY
+    given.change(database, endpoints.table, failing_since=long_ago, last_failed_at=long_ago)
+    assert list(health(database, days=0.05, failed={mine})) == [mine]
+
+
 def test_an_endpoint_that_is_gone_is_disabled_at_once(database: Database) -> None:
     """As often as it is enabled and gone again, each with a note of its own."""
     mine = endpoint(database)
@@ -221,3 +300,18 @@ def test_an_endpoint_that_is_gone_is_disabled_at_once(database: Database) -> Non
         assert list(health(database, gone={mine})) == [mine]
         given.change(database, endpoints.table, disabled_at=None)
     assert len(given.rows(database, deliveries.table)) == 2
+
+
+def test_news_of_an_old_url_says_nothing_of_the_new_one(database: Database) -> None:
+    """An endpoint that has moved while a try was on its way is neither disabled nor judged by how that ended."""
+    mine = endpoint(database)
+    old = frozenset({(mine, "http://127.0.0.1:1/old")})
+    with database.transaction() as tx:
+        assert endpoint_health.tell(tx, News(gone=old), 5.0) == {}
+        assert endpoint_health.tell(tx, News(failed=old), 5.0) == {}
+    (row,) = given.rows(database, endpoints.table)
+    assert (row.disabled_at, row.failing_since) == (None, None)
+    health(database, failed={mine})
+    with database.transaction() as tx:
+        endpoint_health.tell(tx, News(worked=old), 5.0)
+    assert given.rows(database, endpoints.table)[0].failing_since is not None

@@ -17,6 +17,7 @@ from tasks import payloads
 
 DELIVERY = Delivery("msg_1", "job_1", "job.succeeded", "http://x.org/", False, 1767225600.1239, 1)
 ENDING = Ending("job_1", "succeeded", "m", {"k": "v"}, None, None, '{"n": 1.00}')
+DEEP = '{"a":' + "[" * 100_000 + "]" * 100_000 + "}"
 COUNTS = {"total": 3, "succeeded": 2, "failed": 1, "cancelled": 0, "expired": 0}
 
 
@@ -67,6 +68,35 @@ def test_a_result_goes_out_as_it_came() -> None:
 def test_a_response_is_told_of_by_its_own_id(event: str) -> None:
     """The id that `client.responses.retrieve` takes."""
     assert read(replace(DELIVERY, event=event))["data"]["id"] == "resp_1"
+
+
+@pytest.mark.parametrize(
+    ("answer", "sent"),
+    [
+        ('{"id":"resp_engine", "n": 1.00, "é":"\\u00e9"}', '{"id":"resp_1","n":1.00,"é":"\\u00e9"}'),
+        ('{"n":123456789012345678901234567890}', '{"n":123456789012345678901234567890,"id":"resp_1"}'),
+        ('{"id":"chatcmpl-1","text":"\\ud800"}', '{"id":"resp_1","text":"\\ud800"}'),
+        ('{"id":"x","id":"y"}', '{"id":"resp_1"}'),
+        ("[1]", "[1]"),
+        (DEEP, DEEP),
+    ],
+    ids=["engine", "none", "half a character", "twice", "no object", "deep"],
+)
+def test_the_result_of_a_response_has_its_id(answer: str, sent: str) -> None:
+    """The engine's own is known to no call. Whatever else is in it stays as it came; always the same bytes."""
+    delivery = replace(DELIVERY, include_result=True, event="response.completed")
+    ending = replace(ENDING, answer=answer)
+    assert payloads.one(delivery, ending).endswith(f',"result":{sent}}}}}'.encode())
+    assert payloads.one(delivery, ending) == payloads.one(delivery, ending)
+    of_job = payloads.one(replace(delivery, event="job.succeeded"), ending)
+    assert of_job.endswith(f',"result":{answer}}}}}'.encode())
+
+
+def test_a_response_that_failed_has_the_answer_as_it_came() -> None:
+    """An upstream's error is no response."""
+    delivery = replace(DELIVERY, include_result=True, event="response.failed")
+    body = payloads.one(delivery, replace(ENDING, state="failed", answer='{"error": 1}'))
+    assert body.endswith(b',"result":{"error": 1}}}')
 
 
 @given(st.lists(st.text(max_size=20), max_size=20))

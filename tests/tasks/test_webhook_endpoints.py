@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from prometheus_client import REGISTRY
 from standardwebhooks import Webhook as Standard
 
 from models import deliveries, endpoint_health, endpoints, jobs, sealing
@@ -19,7 +20,7 @@ from models.db import Database, new_id, now
 from models.deliveries import NewDelivery
 from models.secrets import secret_of
 from stoker.settings import Settings, load
-from tasks import webhook
+from tasks import lineup, webhook
 from tests.models import given
 from tests.receivers import Received, Receiver, Reply, receiver
 
@@ -229,3 +230,105 @@ def test_a_failed_job_of_a_group_is_told_as_it_was(sqlite_database: Database, ho
     assert [one["data"]["id"] for one in json.loads(got.body)["data"]] == ids[1:]
     states = {row.job_id: row.state for row in given.rows(sqlite_database, deliveries.table)}
     assert [states[one] for one in ids] == ["failed", "delivered", "delivered"]
+
+
+@pytest.fixture
+def far_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a look go through few hosts: fewer than there are."""
+    monkeypatch.setattr(lineup, "MOST_SEEN", 20)
+    monkeypatch.setattr(lineup, "HOSTS_AT_ONCE", 5)
+    monkeypatch.setattr(lineup, "HOPS", 2)
+
+
+def wait_for_days(database: Database, hosts: int) -> None:
+    """Store so many deliveries of another owner, each to a host of its own, whose next try is far away."""
+    urls = [f"http://a{number:03}.example.com:1/" for number in range(hosts)]
+    with database.transaction() as tx:
+        deliveries.enqueue(tx, [NewDelivery("m", new_id("job"), "job.failed", url, delay=9e4) for url in urls])
+
+
+@pytest.mark.usefixtures("far_away")
+def test_a_sender_ends_only_when_it_has_seen_all(database: Database, hooks: Receiver) -> None:
+    """With many due behind more hosts than one look goes through, none of which has one due, all are sent."""
+    wait_for_days(database, 45)
+    tell(database, f"http://zzz.example.com:{hooks.port}/", 40)
+    assert send(database, settings_with()) == 40
+    assert len(hooks.received) == 40
+
+
+@pytest.mark.usefixtures("far_away")
+def test_the_next_run_goes_on_where_the_last_was(sqlite_database: Database, hooks: Receiver) -> None:
+    """One that was cut off leaves its place among the hosts to the next run of its process."""
+    wait_for_days(sqlite_database, 45)
+    tell(sqlite_database, f"http://zzz.example.com:{hooks.port}/", 40)
+    line = lineup.Lineup(per_host=8, at_once=16)
+    for _ in range(4):
+        with sqlite_database.reading() as tx:
+            line.look(tx, lineup.Busy())
+    asked: list[str | None] = []
+    with pytest.MonkeyPatch.context() as patch:
+        hosts = lineup.owed.due_hosts
+        patch.setattr(lineup.owed, "due_hosts", lambda tx, after, most: asked.append(after) or hosts(tx, after, most))
+        assert send(sqlite_database, settings_with(webhook_at_once=16), lineup=line) == 40
+    assert asked[0] == "a039.example.com"
+
+
+def test_an_owner_with_many_hosts_that_hang_holds_up_no_other(database: Database, hooks: Receiver) -> None:
+    """It has half of the places, whatever its hosts; another's event is sent beside them."""
+    hooks.answer = lambda got: hooks.hang(got) if got.path == "/hang" else Reply()
+    for number in range(12):
+        tell(database, f"http://h{number}.example.com:{hooks.port}/hang")
+    given.change(database, deliveries.table, owner="mallory")
+    tell(database, f"http://z.example.com:{hooks.port}/ok", 3)
+    stopping = threading.Event()
+    settings = settings_with(webhook_at_once=8, webhook_per_host=8, webhook_timeout=60.0)
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(send, database, settings, stopping=stopping)
+        until(lambda: Counter(one.path for one in hooks.received) == {"/ok": 3, "/hang": 4})
+        time.sleep(0.3)
+        arrived = Counter(one.path for one in hooks.received)
+        stopping.set()
+        hooks.released.set()
+        running.result()
+    assert arrived == {"/ok": 3, "/hang": 4}
+
+
+def test_a_fault_leaves_nothing_counted_as_on_its_way(
+    sqlite_database: Database, hooks: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though requests were on their way when it came."""
+    hooks.answer = lambda got: hooks.hang(got) if got.path == "/hang" else Reply()
+    tell(sqlite_database, f"{hooks.url}/hang", 3)
+    tell(sqlite_database, f"{hooks.url}/ok")
+
+    def fail(*_: object) -> set[str]:
+        raise KeyError("fault")
+
+    monkeypatch.setattr(webhook.sending, "record", lambda tx, told: fail() if told else set())
+    before = REGISTRY.get_sample_value("stoker_webhook_requests_in_flight")
+    with pytest.raises(KeyError):
+        send(sqlite_database, settings_with())
+    assert REGISTRY.get_sample_value("stoker_webhook_requests_in_flight") == before
+
+
+def test_a_group_keeps_its_time_whoever_is_lost(sqlite_database: Database, hooks: Receiver) -> None:
+    """Its first job is gone at the first try, its second at another: the rest is told under the same id and time."""
+    mine = endpoint(sqlite_database, hooks.url, coalesce=1.0)
+    ids = tell(sqlite_database, hooks.url, 4, mine)
+    for nth, one in enumerate(ids):
+        given.change(sqlite_database, deliveries.table, deliveries.table.c.job_id == one, created_at=1000.0 * nth)
+
+    def answer(_got: Received) -> Reply:
+        gone = len(hooks.received)
+        with sqlite_database.transaction() as tx:
+            tx.execute(sa.delete(jobs.table).where(jobs.table.c.id == ids[gone]))
+        return Reply(500)
+
+    hooks.answer = answer
+    with sqlite_database.transaction() as tx:
+        tx.execute(sa.delete(jobs.table).where(jobs.table.c.id == ids[0]))
+    send(sqlite_database, settings_with())
+    told = [json.loads(got.body) for got in hooks.received]
+    assert [[one["data"]["id"] for one in each["data"]] for each in told] == [ids[1:], ids[2:], ids[3:]]
+    (head,) = {(each["id"], each["created_at"], each["timestamp"]) for each in told}
+    assert abs(head[1] - time.time()) < 60

@@ -82,6 +82,19 @@ def test_what_is_on_its_way_is_not_sent_once_more(client: FlaskClient) -> None:
         assert client.post(f"{PATH}/{gone}/redeliver").status_code == 404
 
 
+def test_what_is_never_sent_once_more(client: FlaskClient, database: Database) -> None:
+    """409, each with a code of its own and what to do: a test, and what was tried too often."""
+    test, often = _stock(database, 2)
+    for ident, values in ((test, {"job_id": "test_1"}), (often, {"try": 1000})):
+        with database.transaction() as tx:
+            tx.execute(sa.update(deliveries.table).where(deliveries.table.c.id == ident).values(values))
+    for ident, code in ((test, "test_only"), (often, "tried_too_often")):
+        answer = client.post(f"{PATH}/{ident}/redeliver")
+        assert (answer.status_code, answer.get_json()["code"]) == (409, code)
+        assert "not sent again" in answer.get_json()["detail"]
+    assert client.post(f"{PATH}/redeliver", json={}).get_json()["redelivered"] == 0
+
+
 def _stock(database: Database, count: int) -> list[str]:
     with database.transaction() as tx:
         ids = deliveries.enqueue(

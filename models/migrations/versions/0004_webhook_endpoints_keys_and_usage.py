@@ -29,7 +29,7 @@ _BEFORE = {
     "deliveries_due": ("(next_at)", _OPEN),
     "deliveries_owner": ("(owner, id)", None),
 }
-_KEY_COLUMNS = ("name", "scopes", "expires_at", "last_used_at", "limits")
+_KEY_COLUMNS = ("name", "scopes", "expires_at", "last_used_at", "limits", "lasts")
 
 
 def upgrade() -> None:
@@ -131,6 +131,7 @@ def _endpoints() -> None:
         sa.Column("old_secret", sa.Text),
         sa.Column("old_secret_until", sa.Double),
         sa.Column("failing_since", sa.Double),
+        sa.Column("last_failed_at", sa.Double),
         sa.Column("disabled_at", sa.Double),
         sa.Column("disabled_why", sa.Text),
         sa.Column("created_at", sa.Double, nullable=False),
@@ -146,6 +147,7 @@ def _keys() -> None:
     op.add_column("api_keys", sa.Column("expires_at", sa.Double))
     op.add_column("api_keys", sa.Column("last_used_at", sa.Double))
     op.add_column("api_keys", sa.Column("limits", sa.JSON(none_as_null=True)))
+    op.add_column("api_keys", sa.Column("lasts", sa.Double))
     op.create_index("api_keys_owner", "api_keys", ["owner", "id"])
 
 
