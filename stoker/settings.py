@@ -150,8 +150,8 @@ class Settings(BaseSettings):
     max_upload_bytes: int = Field(200_000_000, ge=1000, description="Largest file of POST /v1/files.")
     max_bulk_bytes: int = Field(20_000_000_000, ge=1000, description="Largest input of a bulk, also decompressed.")
     max_line_bytes: int = Field(1_000_000, ge=1000, description="Longest line of a batch or bulk.")
-    max_batch_lines: int = Field(50_000, ge=1, description="Most lines of one batch of /v1/batches.")
-    max_bulk_lines: int = Field(10_000_000, ge=1, description="Most lines of one bulk of /v1/bulks.")
+    max_batch_lines: int = Field(50_000, ge=1, description="Most lines of one batch of /v1/batches; blank ones count.")
+    max_bulk_lines: int = Field(10_000_000, ge=1, description="Most lines of one bulk of /v1/bulks; blank ones count.")
     upload_timeout: float = Field(3600.0, gt=0, description="Seconds an upload may take altogether.")
     batch_windows: Windows = Field(
         "24h", description="Windows of /v1/batches besides 24h: `30m`, `7d`, `none`; by commas."

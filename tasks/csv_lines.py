@@ -7,27 +7,31 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from tasks.line_jobs import LineError, too_large
-from tasks.lines import BOM, BadInput, split
+from tasks.lines import BLOCK, BOM, BadInput, split
 
 PROMPT = "prompt"
 
 
 @dataclass(slots=True)
 class Record:
-    """A record: the lines where it begins and ends (from 1), where the next one begins, and its columns."""
+    """A record: the lines where it begins and ends (from 1), where the next one begins, and its columns.
+
+    None for columns: it stands for a stretch of blank lines, of BLOCK bytes or more, that ends with it.
+    """
 
     number: int
     last: int
     end: int
-    columns: dict[str, str] | LineError = field(repr=False)
+    columns: dict[str, str] | LineError | None = field(repr=False)
 
 
 def read_csv(
     blocks: Iterable[bytes], most_bytes: int, *, header: Sequence[str] | None = None, offset: int = 0, number: int = 0
 ) -> CsvReader:
-    """Return the records of an input, blank lines left out; `blocks` begin at `offset`, behind `number` lines.
+    """Return the records of an input, of blank lines only where a long stretch ends.
 
-    Without a `header` (see `read_header`) the first record is the header. Raises BadInput when it is not a good one.
+    `blocks` begin at `offset`, behind `number` lines. Without a `header` (see `read_header`) the first record is the
+    header. Raises BadInput when it is not a good one.
     """
     return CsvReader(blocks, most_bytes, header, offset, number)
 
@@ -69,9 +73,12 @@ class CsvReader:
     def _read(self) -> Iterator[Record]:
         feed, header, width = self._feed, self.header, len(self.header)
         while (cells := self._cells()) is not None:
-            columns: dict[str, str] | LineError
+            columns: dict[str, str] | LineError | None
             if isinstance(cells, LineError):
                 columns = cells
+            elif not cells:
+                yield Record(feed.number, feed.number, feed.end, None)
+                continue
             elif len(cells) == width:
                 columns = dict(zip(header, cells, strict=True))
             else:
@@ -79,7 +86,7 @@ class CsvReader:
             yield Record(feed.begun, feed.number, feed.end, columns)
 
     def _cells(self) -> list[str] | LineError | None:
-        """Return the cells of the next record or what is wrong with it, None at the end."""
+        """Return the next record's cells (no cell: blank lines) or what is wrong with it, None at the end."""
         feed = self._feed
         feed.begin()
         try:
@@ -135,11 +142,8 @@ class _Feed:
             return raw.decode(errors="replace")
 
     def _next_line(self) -> tuple[bytes | int, int]:
+        behind = self.end + BLOCK
         for raw in self._lines:
-            if raw == b"\n" and not self.begun:
-                self.end += 1
-                self.number += 1
-                continue
             size = raw if isinstance(raw, int) else len(raw)
             first = not self.end
             self.end += size
@@ -150,6 +154,8 @@ class _Feed:
             if isinstance(line, int) or not line.isspace():
                 self.begun = self.number
                 return line, size
+            if self.end >= behind:
+                return b"\n", 0  # of which csv.reader makes a record without cells
         raise StopIteration
 
 
@@ -166,6 +172,8 @@ def _lines(blocks: Iterable[bytes], most_bytes: int) -> Iterator[bytes | int]:
 def _checked(header: list[str] | LineError | None) -> list[str]:
     if header is None:
         raise BadInput("empty_file", "The file is empty.")
+    if not header:
+        raise BadInput("invalid_csv", f"The file begins with {BLOCK:,} bytes of blank lines: put the header first.")
     if isinstance(header, LineError):
         raise BadInput("invalid_csv", f"The header cannot be read. {header.message}")
     names = [name.strip() for name in header]

@@ -39,6 +39,8 @@ from tasks.validation import Fault
 
 FIRST_CHUNK = 200
 """Lines of the first chunk: the engine need not wait for a large one."""
+STORE_EVERY = 2.0
+"""Seconds of reading after which a chunk is stored though it is not full: what was read need not be read again."""
 _MESSAGES = {
     "cancelled": "The bulk was cancelled before this line was its turn.",
     "expired": "The bulk expired before this line was its turn.",
@@ -61,12 +63,12 @@ class _Chunk:
         return len(self.jobs) + len(self.ended)
 
     def take(self, taken: Taken) -> None:
-        """Add a line, as a job if it is one."""
+        """Add a line, as a job if it is one; of blank lines only the place behind them."""
         made = taken.made
         self.offset, self.line = taken.end, taken.last
         if isinstance(made, LineError):
             self.ended.append(EndedLine(taken.number, made.custom_id, "failed", made.code, made.message))
-        else:
+        elif made is not None:
             self.jobs.append(_new_line(taken.number, made))
             self.size += len(made.body)
             self.tokens += made.tokens
@@ -136,13 +138,15 @@ class _Ingest:
         rules = rules_of(tending.database, held, tending.settings.served_name)
         source = tending.source(held)
         chunk = _Chunk(held.offset, held.line)
+        began = time.monotonic()
         most, tokens = self._fitting(FIRST_CHUNK if held.line == 0 else tending.chunk_lines)
         try:
             for taken in source.read(rules, held.offset, held.line):
                 chunk.take(taken)
-                if len(chunk) >= most or chunk.size >= tending.chunk_bytes or chunk.tokens >= tokens:
+                full = len(chunk) >= most or chunk.size >= tending.chunk_bytes or chunk.tokens >= tokens
+                if full or time.monotonic() - began > STORE_EVERY:
                     yield chunk
-                    chunk = _Chunk(chunk.offset, chunk.line)
+                    chunk, began = _Chunk(chunk.offset, chunk.line), time.monotonic()
                     most, tokens = self._fitting(tending.chunk_lines)
         except BadInput:
             yield chunk

@@ -33,7 +33,10 @@ class BadInput(Exception):
 
 @dataclass(slots=True)
 class Line:
-    """A line: its number from 1 (blank ones count), where the next one begins, and its bytes; None: it is too long."""
+    """A line: its number from 1 (blank ones count), where the next one begins, and its bytes; None: it is too long.
+
+    Without a byte it stands for a stretch of blank lines, of BLOCK bytes or more, that ends with it.
+    """
 
     number: int
     end: int
@@ -41,7 +44,10 @@ class Line:
 
 
 def read_lines(blocks: Iterable[bytes], most_bytes: int, *, offset: int = 0, number: int = 0) -> LineReader:
-    """Return the lines that are not blank of an input; `blocks` begin at `offset`, behind `number` lines."""
+    """Return the lines of an input, of blank ones only where a long stretch ends.
+
+    `blocks` begin at `offset`, behind `number` lines.
+    """
     return LineReader(blocks, most_bytes, offset, number)
 
 
@@ -79,6 +85,9 @@ class LineReader:
                         continue
                 self.number, self.offset = number, end
                 yield Line(number, end, data)
+            if end - self.offset >= BLOCK:
+                self.number, self.offset = number, end
+                yield Line(number, end, b"")
         self.number, self.offset = number, end
 
 

@@ -6,6 +6,7 @@ import threading
 import time
 from dataclasses import dataclass, field
 
+from models import bulk_leases
 from models.db import AnyRow, Database
 from models.room import Room
 from models.storage import Storage
@@ -16,6 +17,7 @@ from tasks.holders import new_holder
 
 _SQLITE_PAUSE = 0.02
 """Seconds between two writes on SQLite, at least: it has one writer, and every POST waits for it."""
+_RENEW_EVERY = 2.0
 
 
 class Stopped(Exception):
@@ -60,8 +62,8 @@ class Tending:
         return 200 if self.sqlite else 2000
 
     def source(self, bulk: AnyRow) -> Source:
-        """Return the lines of a bulk."""
-        return Source(self.database, self.settings, self.storage, bulk)
+        """Return the lines of a bulk that is held, and stays so while one reads, however far the next line is."""
+        return Source(self.database, self.settings, self.storage, bulk, Grip(self, bulk))
 
     def check(self) -> None:
         """Raise Stopped when this process is shutting down."""
@@ -72,3 +74,22 @@ class Tending:
         """Let the others write after having held the one write lock for so many seconds."""
         if self.sqlite:
             time.sleep(max(held, _SQLITE_PAUSE))
+
+
+class Grip:
+    """Keeps hold of a bulk while its input is read: called, it renews the lease when that is due."""
+
+    def __init__(self, tending: Tending, held: AnyRow) -> None:
+        self._tending = tending
+        self._held = held
+        self._every = min(_RENEW_EVERY, tending.lease / 4)
+        self._due = time.monotonic() + self._every
+
+    def __call__(self) -> None:
+        """Raise Stopped when this process is shutting down, Superseded when the bulk is no longer as it was held."""
+        tending = self._tending
+        tending.check()
+        if time.monotonic() >= self._due:
+            with tending.database.transaction() as tx:
+                bulk_leases.renew(tx, self._held, tending.me, tending.lease)
+            self._due = time.monotonic() + self._every

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -16,7 +15,6 @@ from tasks.lines import BadInput, Seen
 from tasks.tending import Tending
 
 MOST_ERRORS = 100
-_RENEW_EVERY = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +40,10 @@ class Findings:
 
     def take(self, taken: Taken) -> None:
         """Count a line."""
-        self.lines += 1
         made = taken.made
+        if made is None:
+            return
+        self.lines += 1
         if isinstance(made, LineError):
             if len(self.faults) < MOST_ERRORS:
                 self.faults.append(Fault(made.code, made.message, made.param, taken.number))
@@ -83,15 +83,9 @@ def validate(tending: Tending, held: AnyRow) -> None:
 def _read(tending: Tending, held: AnyRow) -> Findings:
     findings = Findings(seen=Seen() if held.kind == BATCH_KIND else None)
     rules = rules_of(tending.database, held, tending.settings.served_name)
-    renewed = time.monotonic()
     try:
         for taken in tending.source(held).read(rules):
             findings.take(taken)
-            if time.monotonic() - renewed > _RENEW_EVERY:
-                tending.check()
-                with tending.database.transaction() as tx:
-                    bulk_leases.renew(tx, held, tending.me, tending.lease)
-                renewed = time.monotonic()
     except BadInput as bad:
         if bad.code == "file_not_found":
             findings.faults = [Fault("invalid_request", bad.message, "file_id")]

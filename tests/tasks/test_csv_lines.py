@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tasks.csv_lines import Record, read_csv, read_header
 from tasks.line_jobs import LineError
-from tasks.lines import BOM, BadInput, skipping
+from tasks.lines import BLOCK, BOM, BadInput, skipping
 
 pieces = st.sampled_from(["a", "é", '"', '""', ",", "\n", "\r\n", "\n\n", " ", "x,y\n", '"p\nq",r\n'])
 garbage = st.lists(pieces | st.just("\0"), max_size=30).map(lambda parts: "prompt,b\n" + "".join(parts))
@@ -94,6 +94,31 @@ def test_an_open_quote_is_named_with_the_lines_it_took() -> None:
     record = next(read_csv([b'prompt\n"' + b"a\n" * 1000], 100))
     assert isinstance(record.columns, LineError)
     assert record.columns.message.startswith(f"Lines 2 to {record.last} are one record of more than 100 bytes")
+
+
+def test_a_long_stretch_of_blank_lines_is_told_of_as_it_goes() -> None:
+    """For each BLOCK of it there is a place to go on from; a shorter one is passed by in silence."""
+    whole = b"prompt\na\n" + b" \r\n" * BLOCK + b"b\n" + b"\n" * (BLOCK - 1) + b"c"
+    records = list(read_csv([whole], 1000))
+    assert [record.columns for record in records if record.columns] == [
+        {"prompt": "a"},
+        {"prompt": "b"},
+        {"prompt": "c"},
+    ]
+    stretch = [record for record in records if record.columns is None]
+    assert len(stretch) == 2
+    assert all(record.end == 9 + 3 * (record.last - 2) and record.number == record.last for record in stretch)
+    for taken, record in enumerate(records, 1):
+        rest = read_csv(skipping([whole], record.end), 1000, header=["prompt"], offset=record.end, number=record.last)
+        assert [found for found in rest if found.columns] == [found for found in records[taken:] if found.columns]
+
+
+def test_the_header_is_not_looked_for_without_an_end() -> None:
+    """Some blank lines may come before it, but not a BLOCK of them."""
+    assert read_header([b"\n" * (BLOCK - 1), b"prompt\n"], 1000) == ["prompt"]
+    with pytest.raises(BadInput, match="blank lines") as refused:
+        read_header(itertools.repeat(b"\n" * 1000), 1000)
+    assert refused.value.code == "invalid_csv"
 
 
 @pytest.mark.parametrize(("block", "times"), [(b"a,b\n" * 1000, 50), (b"a" * 40_000, 1250)])

@@ -133,11 +133,24 @@ def test_ten_million_blank_lines_take_seconds_and_no_memory() -> None:
     whole = b"\n" * (10 * MB)
     started = time.monotonic()
     reader = read_lines([whole], MB)
-    assert list(reader) == []
+    assert not any(line.data for line in reader)
     assert reader.number == reader.offset == 10 * MB
     assert time.monotonic() - started < 10
     with memory_below(16 * MB):
-        assert list(read_lines([whole[:MB]], MB)) == []
+        assert not any(line.data for line in read_lines([whole[:MB]], MB))
+
+
+def test_a_long_stretch_of_blank_lines_is_told_of_as_it_goes() -> None:
+    """For each BLOCK of it there is a place to go on from; a shorter one is passed by in silence."""
+    whole = b"a\n" + b" \r\n" * BLOCK + b"b\n" + b"\n" * (BLOCK - 1) + b"c"
+    lines = list(read_lines([whole], MB))
+    assert [line.data for line in lines if line.data != b""] == [b"a", b"b", b"c"]
+    stretch = lines[1:-2]
+    assert 1 <= len(stretch) <= 3
+    assert all(line.data == b"" and line.end == 2 + 3 * (line.number - 1) for line in stretch)
+    for taken, line in enumerate(lines, 1):
+        rest = read_lines(skipping([whole], line.end), MB, offset=line.end, number=line.number)
+        assert [found for found in rest if found.data] == [found for found in lines[taken:] if found.data]
 
 
 @given(cut(), st.lists(st.integers(0, 200), max_size=3), st.integers(1, 7))
