@@ -54,7 +54,7 @@ lock: .uv/bin/uv ## Resolve the versions again: requirements/cpu.txt and cuda.tx
 	sh requirements/lock.sh cuda $(ARGS)
 
 clean: ## Remove the environments and caches (not var/, which holds data)
-	rm -rf .venv .uv build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv .uv build dist .pytest_cache .mypy_cache .ruff_cache .schemathesis .import_linter_cache .hypothesis
 	find $(wildcard $(CODE)) -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .uv/bin/uv:

@@ -11,6 +11,8 @@ from stoker.settings import Settings
 
 MOST = 10**15
 """Of any limit: beyond it nobody counts."""
+LEAST_RATE = 1e-6
+"""Requests a second, of those that are limited: one in twelve days."""
 
 
 class BadLimit(StokerError):
@@ -64,6 +66,8 @@ def parse(given: Iterable[str]) -> dict[str, float]:
         if not 0 <= value <= MOST or (name != "requests_per_second" and value != int(value)):
             kind = "a number" if name == "requests_per_second" else "a whole number"
             raise BadLimit(f"{name} takes {kind}, 0 for no limit, not {written!r}")
+        if 0 < value < LEAST_RATE:
+            raise BadLimit(f"{name} takes {LEAST_RATE:f} at least, one request in twelve days, or 0 for no limit")
         found[name] = value if name == "requests_per_second" else int(value)
     return found
 

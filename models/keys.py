@@ -27,8 +27,10 @@ table = sa.Table(
     sa.Column("expires_at", sa.Double),
     sa.Column("last_used_at", sa.Double),
     sa.Column("limits", sa.JSON(none_as_null=True)),
+    sa.Column("lasts", sa.Double),
 )
-"""`scopes`: separated by blanks. `limits`: those that differ from the settings, by name."""
+"""`scopes`: separated by blanks. `limits`: those that differ from the settings, by name. `lasts`: the seconds that the
+key was made for, NULL for ever; rotated it ends sooner, and its successors are made for as long as it was."""
 
 sa.Index("api_keys_owner", table.c.owner, table.c.id)
 
@@ -103,6 +105,7 @@ def create(
             scopes=" ".join(scope for scope in SCOPES if scope in set(scopes)),
             expires_at=None if expires_in is None else now() + expires_in,
             limits=dict(limits) if limits else None,
+            lasts=expires_in,
         )
     )
     return made
@@ -131,7 +134,7 @@ def page(tx: sa.Connection, owner: str | None = None, limit: int = 1000) -> Sequ
     state = sa.case(
         (table.c.revoked_at.is_not(None), "revoked"), (table.c.expires_at <= now(), "expired"), else_="valid"
     )
-    columns = [column for column in table.c if column.name != "hash"]
+    columns = [column for column in table.c if column.name not in {"hash", "lasts"}]
     chosen = sa.select(*columns, state.label("state")).order_by(table.c.id.desc()).limit(limit)
     return tx.execute(chosen if owner is None else chosen.where(table.c.owner == owner)).all()
 
@@ -147,7 +150,7 @@ def revoke(tx: sa.Connection, key_id: str) -> bool:
 
 
 def rotate(tx: sa.Connection, key_id: str, overlap: float) -> NewKey:
-    """Make a key like this one, which ends after `overlap` seconds; the new one lasts as long as this one was to.
+    """Make a key like this one, which ends after `overlap` seconds; the new one lasts as long as this one was made for.
 
     Raises NotFound and KeyEnded.
     """
@@ -158,8 +161,7 @@ def rotate(tx: sa.Connection, key_id: str, overlap: float) -> NewKey:
     sooner = sa.case((table.c.expires_at < ends, table.c.expires_at), else_=ends)
     if not tx.execute(sa.update(table).where(table.c.id == key_id, *_VALID).values(expires_at=sooner)).rowcount:
         raise KeyEnded(f"Key {key_id} is revoked or has expired: make a new one with `stoker keys create`.")
-    lasts = None if old.expires_at is None else old.expires_at - old.created_at
-    return create(tx, old.owner, name=old.name, scopes=old.scopes.split(), expires_in=lasts, limits=old.limits)
+    return create(tx, old.owner, name=old.name, scopes=old.scopes.split(), expires_in=old.lasts, limits=old.limits)
 
 
 def note_used(tx: sa.Connection, key_ids: Iterable[str]) -> None:

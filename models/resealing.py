@@ -5,7 +5,8 @@ Secrets of ended jobs are among them: a bulk's goes on to its retry, a delivery'
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import sqlalchemy as sa
@@ -17,14 +18,19 @@ from models.sealing import MARK, NoSecretKey, Seal
 SLICE = 500
 """Rows that are looked at in one transaction."""
 _SAMPLE = 50
+PAUSE = 2.0
+"""Seconds between two rounds, for transactions that read a secret before it was sealed anew and store it yet."""
+MOST_ROUNDS = 20
 
+# From where a secret is copied before where it goes: a job that ends, or a bulk that is retried, takes its own along.
 _COLUMNS = (
     endpoints.table.c.secret,
     endpoints.table.c.old_secret,
+    jobs.bodies.c.webhook_secret,
     bulks.table.c.webhook_secret,
     deliveries.table.c.secret,
-    jobs.bodies.c.webhook_secret,
 )
+_COPIES = (endpoints.table.c.old_secret, bulks.table.c.webhook_secret, deliveries.table.c.secret)
 _ANSWERS = idempotency.table.c.answer
 """Answers are sealed only where a secret stands in them."""
 
@@ -45,12 +51,25 @@ class Resealed:
 def reseal(database: Database, seal: Seal) -> Resealed:
     """Seal every stored secret with the newest key, also what an older version left plain; the service may run.
 
-    Each slice is a transaction of its own: broken off, it is simply run again. Raises NoSecretKey without any key.
+    Each slice is a transaction of its own: broken off, it is simply run again. Where something was changed, what is
+    copied from it is looked at again, until nothing changes. Raises NoSecretKey without any key.
     """
     seal.close("")
-    columns = [(column, False) for column in _COLUMNS] + [(_ANSWERS, True)]
+    done = _round(database, seal, _COLUMNS)
+    done += sum(_slices(database, seal, _ANSWERS, only_sealed=True), Resealed())
+    changed = done.changed
+    for _ in range(MOST_ROUNDS):
+        if not changed:
+            break
+        time.sleep(PAUSE)
+        changed = _round(database, seal, _COPIES).changed
+        done += Resealed(changed)
+    return done
+
+
+def _round(database: Database, seal: Seal, columns: Iterable[sa.Column[str]]) -> Resealed:
     return sum(
-        (found for column, only in columns for found in _slices(database, seal, column, only_sealed=only)), Resealed()
+        (found for column in columns for found in _slices(database, seal, column, only_sealed=False)), Resealed()
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import ipaddress
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -27,6 +28,8 @@ from webapi.key_uses import KeyUses
 LOCAL_OWNER = "local"
 KEY_PREFIX = "sk-stoker-"
 MOST_REMEMBERED = 10_000
+GRACE = 0.4
+"""Seconds beyond its time for which what is remembered still serves, while one looks for all."""
 
 HOW = "Make a key with `stoker keys create`, and send it as `Authorization: Bearer sk-stoker-...`."
 
@@ -45,9 +48,9 @@ def is_loopback(host: str) -> bool:
 
 
 class Keys:
-    """The callers behind API keys, remembered for `keep` seconds: so long a revoked key may still work.
+    """The callers behind API keys, remembered for `keep` seconds and `GRACE`: so long a revoked key may still work.
 
-    Three seconds are promised; the rest is for the look-up itself.
+    Three seconds are promised, counted from before the look-up.
     """
 
     def __init__(self, database: Database, settings: Settings, keep: float = 2.5) -> None:
@@ -57,7 +60,8 @@ class Keys:
         self._keep = keep
         self._lock = threading.Lock()
         self._looking = threading.Lock()
-        self._callers: dict[bytes, tuple[Caller, float]] = {}
+        # Each with the moment from which it is looked up again, and the one from which it serves nobody.
+        self._callers: dict[bytes, tuple[Caller, float, float]] = {}
         self._looked_at: set[bytes] = set()
         self._open = (False, -keep)
         self._uses = KeyUses(database)
@@ -95,7 +99,7 @@ class Keys:
         if remembered and time.monotonic() < remembered[1]:
             return remembered[0]
         with self._lock:
-            if remembered and digest in self._looked_at:
+            if remembered and digest in self._looked_at and time.monotonic() < remembered[2]:
                 return remembered[0]  # one looks for all: a crowd is not to look at the same moment
             self._looked_at.add(digest)
         try:
@@ -115,8 +119,9 @@ class Keys:
             self._callers.pop(digest, None)
             if found is not None:
                 caller = Caller(found.owner, found.id, found.scopes, key_limits.of(self._settings, found.limits))
-                lasts = self._keep if found.expires_in is None else min(self._keep, found.expires_in)
-                self._callers[digest] = (caller, since + lasts)
+                own_end = math.inf if found.expires_in is None else found.expires_in
+                again, over = since + min(self._keep, own_end), since + min(self._keep + GRACE, own_end)
+                self._callers[digest] = (caller, again, over)
         if found is not None and found.unnoted:
             self._uses.note(found.id)
         return caller
@@ -124,14 +129,18 @@ class Keys:
     def is_open(self) -> bool:
         """Tell whether requests without a key are taken: from this machine, while there is none."""
         is_open, until = self._open
-        # Only while it is open: who was refused a moment ago may be let in now, and the other way round.
-        if time.monotonic() < until or (is_open and not self._looking.acquire(blocking=False)):
+        since = time.monotonic()
+        if since < until:
+            return is_open
+        is_first = self._looking.acquire(blocking=False)
+        # Only while it is open: who was refused a moment ago may be let in now. Nor is what is long past said again.
+        if not is_first and is_open and since < until + GRACE:
             return is_open
         try:
             found = self._loopback and not any_exist(self._database)
-            self._open = (found, time.monotonic() + self._keep)
+            self._open = (found, since + self._keep)
         finally:
-            if is_open:
+            if is_first:
                 self._looking.release()
         return found
 

@@ -6,13 +6,15 @@ from http import HTTPStatus
 
 from flask import Blueprint, Response, make_response, redirect, render_template, request
 
-from webapi import headers
+from webapi import headers, json_body
 from webapi.context import here
 from webapi.sessions import CSRF_FIELD, CSRF_HEADER, Session, is_ours
 
 pages = Blueprint("dashboard", __name__, url_prefix="/dashboard")
 
 LARGEST_FORM = 16_384
+FORM_WITHIN = 30.0
+"""Seconds that a form may take to come: anybody may send one, and keeps a thread for so long."""
 
 _WRONG_KEY = "This key is not valid: it is wrong, or it was revoked, or it has expired."
 _TOO_MANY = "Too many wrong keys came from your address. Wait a minute, then try again."
@@ -54,7 +56,7 @@ def _login_form(why: str = "", status: int = HTTPStatus.OK) -> Response:
 @pages.post("/login")
 def login() -> Response:
     """Log in with an API key. Whatever is wrong with it, the answer is the same."""
-    request.max_content_length = LARGEST_FORM
+    _read_form()
     sessions = here().sessions
     if not sessions.is_login_form(request):
         return _login_form(_STALE_FORM, HTTPStatus.FORBIDDEN)
@@ -69,6 +71,11 @@ def login() -> Response:
     return answer
 
 
+def _read_form() -> None:
+    """Let the form of a request come, before anything asks for a part of it. Raises Problem 400, 408 and 413."""
+    json_body.whole(request, LARGEST_FORM, FORM_WITHIN, cache=True)
+
+
 def _refused() -> Response:
     answer = _login_form(_TOO_MANY, HTTPStatus.TOO_MANY_REQUESTS)
     answer.headers["Retry-After"] = "60"
@@ -78,7 +85,7 @@ def _refused() -> Response:
 @pages.post("/logout")
 def logout() -> Response:
     """Log out."""
-    request.max_content_length = LARGEST_FORM
+    _read_form()
     answer = _to_dashboard()
     session = here().sessions.session(request)
     if session is not None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from threading import BoundedSemaphore
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from models import deliveries, delivery_log
 from models.db import AnyRow, new_id
@@ -16,23 +19,25 @@ from webapi.openai import openai_problem
 
 AT_ONCE = 8
 """Tests that a web process waits for: each keeps a thread."""
+OF_AN_OWNER = 2
+"""Of those: whose receivers hang is not to keep the others from testing theirs."""
 SLACK = 5.0
 """Seconds beyond the time of one try, for a worker to come to it."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.02, 0.25
 FINAL = {"X-Should-Retry": "false"}
 
-_places = BoundedSemaphore(AT_ONCE)
+_lock = threading.Lock()
+_tests: Counter[str] = Counter()
+"""By owner; an owner without a test is not in it."""
 
 
 def send(endpoint: AnyRow, event: str) -> int:
-    """Send a sample event to an endpoint, and return the receiver's status. Raises Problem 502 without an answer."""
-    if not _places.acquire(blocking=False):
-        detail = f"This process waits for {AT_ONCE} tests of webhook endpoints already; try again soon."
-        raise Problem(503, "too_many_tests", detail, headers={"Retry-After": "2"})
-    try:
+    """Send a sample event to an endpoint, and return the receiver's status.
+
+    Raises Problem 502 without an answer, and 503 where so many are waited for already.
+    """
+    with _place(endpoint.owner):
         row = _ended(_written(endpoint, event), here().settings.webhook_timeout + SLACK)
-    finally:
-        _places.release()
     if row is None:
         raise _failed("No worker has sent it in time; it is not sent any more.")
     if row.state not in delivery_log.ENDED:
@@ -40,6 +45,28 @@ def send(endpoint: AnyRow, event: str) -> int:
     if row.status is None:
         raise _failed(f"The receiver did not answer: {row.error or 'no reason is known'}.")
     return int(row.status)
+
+
+@contextmanager
+def _place(owner: str) -> Iterator[None]:
+    with _lock:
+        if _tests[owner] >= OF_AN_OWNER:
+            raise _too_many(f"{OF_AN_OWNER} tests of your webhook endpoints")
+        if _tests.total() >= AT_ONCE:
+            raise _too_many(f"{AT_ONCE} tests of webhook endpoints")
+        _tests[owner] += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _tests[owner] -= 1
+            if not _tests[owner]:
+                del _tests[owner]
+
+
+def _too_many(tests: str) -> Problem:
+    detail = f"This process waits for {tests} already; try again soon."
+    return Problem(503, "too_many_tests", detail, headers={"Retry-After": "2"})
 
 
 def _failed(why: str) -> Problem:

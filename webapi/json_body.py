@@ -60,38 +60,54 @@ def read(request: Request, most_bytes: int) -> bytes:
     Raises Problem 400, 408, 413, 415, and 503 when this process holds too many large ones.
     """
     _check_content_type(request)
-    request.max_content_length = most_bytes = fitting(most_bytes, "body_bytes")
+    most_bytes = fitting(most_bytes, "body_bytes")
     announced = request.content_length
     held = _bodies.hold(most_bytes if announced is None else min(most_bytes, announced))
-    until = time.monotonic() + WHOLE
     try:
-        with patience(request.environ, PAUSE, WHOLE):
-            raw = request.get_data(cache=False)
-            # A chunked body is cut at the limit without a word.
-            cut = len(raw) >= most_bytes and request.environ["wsgi.input"].read(1)
-    except (ClientDisconnected, OSError):
-        raise _incomplete() from None
-    except ParseException as error:
-        if time.monotonic() >= until:
-            raise _incomplete() from None  # cut between two chunks, which reads like a bad one
-        log.info("malformed body", kind=type(error).__name__)
-        raise Problem(400, "malformed_body", "The chunks of the body are not framed as HTTP/1.1 says.") from None
+        raw = whole(request, most_bytes, WHOLE)
     except RequestEntityTooLarge:
-        cut = True
-    if cut:
         detail = (
             f"The body is larger than the {most_bytes} bytes that this server takes "
             "(STOKER_MAX_BODY_BYTES, or the key's body_bytes)."
         )
-        raise Problem(413, "body_too_large", detail)
-    if len(raw) < (request.content_length or 0):
-        raise _incomplete()
+        raise Problem(413, "body_too_large", detail) from None
     held.shrink(len(raw))
     return raw
 
 
-def _incomplete() -> Problem:
-    detail = f"The body ended early, stopped coming for {PAUSE:g} s, or took more than {WHOLE:g} s."
+def whole(request: Request, most_bytes: int, within: float, *, cache: bool = False) -> bytes:
+    """Return a request's body, JSON or not, that comes within so many seconds; with `cache` the request keeps it.
+
+    Raises Problem 400 and 408, and RequestEntityTooLarge.
+    """
+    request.max_content_length = most_bytes
+    with _coming(request.environ, within):
+        raw = request.get_data(cache=cache)
+        # A chunked body is cut at the limit without a word.
+        if len(raw) >= most_bytes and request.environ["wsgi.input"].read(1):
+            raise RequestEntityTooLarge
+    if len(raw) < (request.content_length or 0):
+        raise _incomplete(within)
+    return raw
+
+
+@contextmanager
+def _coming(environ: WSGIEnvironment, within: float) -> Iterator[None]:
+    until = time.monotonic() + within
+    try:
+        with patience(environ, PAUSE, within):
+            yield
+    except (ClientDisconnected, OSError):
+        raise _incomplete(within) from None
+    except ParseException as error:
+        if time.monotonic() >= until:
+            raise _incomplete(within) from None  # cut between two chunks, which reads like a bad one
+        log.info("malformed body", kind=type(error).__name__)
+        raise Problem(400, "malformed_body", "The chunks of the body are not framed as HTTP/1.1 says.") from None
+
+
+def _incomplete(within: float) -> Problem:
+    detail = f"The body ended early, stopped coming for {PAUSE:g} s, or took more than {within:g} s."
     return Problem(408, "body_incomplete", detail)
 
 

@@ -20,6 +20,7 @@ from limits import RateLimitItem, RateLimitItemPerSecond
 from limits.storage import MemoryStorage, RedisStorage
 from limits.strategies import MovingWindowRateLimiter
 
+from models.key_limits import LEAST_RATE
 from stoker.settings import Settings
 from webapi.caller import Caller
 from webapi.errors import Problem
@@ -111,7 +112,7 @@ class Rates:
 def window_of(per_second: float) -> RateLimitItem:
     """Return a rate as so many requests in so many whole seconds: 10 in 1, 5 in 2, 1 in 600."""
     if per_second < SLOW:
-        return RateLimitItemPerSecond(1, round(1 / per_second))
+        return RateLimitItemPerSecond(1, round(1 / max(per_second, LEAST_RATE)))
     rate = Fraction(per_second).limit_denominator(LONGEST_WINDOW)
     return RateLimitItemPerSecond(rate.numerator, rate.denominator)
 

@@ -51,6 +51,7 @@ _STATUS = {
     "delayed": "queued",
     "batched": "queued",
     "running": "in_progress",
+    "succeeded": "completed",
     "failed": "failed",
     "expired": "failed",
     "cancelled": "cancelled",
@@ -135,7 +136,7 @@ def show(path: ResponsePath, query: ResponseQuery) -> Response:
 
 @api.post(f"{RESPONSES}/<response_id>/cancel", operation_id="cancelResponse", responses=_ANSWER)
 def cancel(path: ResponsePath) -> Response:
-    """Cancel a response that has not ended; one that has stays as it is."""
+    """Cancel a response that has not ended; one that has stays as it is, and is shown to who may read."""
     row, _ = _find(path.response_id)
     try:
         with writing(CancelUnknown) as tx:
@@ -145,7 +146,10 @@ def cancel(path: ResponsePath) -> Response:
     else:
         here().pager.stopped(row.id)
         here().doorbell.ring_deliver()
-    return answers.respond(whole_streams.written(_document(*_find(path.response_id))))
+    row, body = _find(path.response_id)
+    # The scope to cancel is not the one to look: without that no more is told than what became of it.
+    shown = _document(row, body) if g.caller.may("read") else _bare(row)
+    return answers.respond(whole_streams.written(shown))
 
 
 @contextmanager
@@ -192,11 +196,16 @@ def _document(row: sa.Row[Any], body: str) -> dict[str, Any]:
     return {**_open(row.id, row.created_at, row.state, body), "error": error}
 
 
+def _bare(row: sa.Row[Any]) -> dict[str, Any]:
+    """Return a response without what went into it and what came out."""
+    return _open(row.id, row.created_at, row.state, msgspec.json.encode({"model": row.model}))
+
+
 def _id(job_id: str) -> str:
     return f"resp_{job_id.removeprefix('job_')}"
 
 
-def _open(job_id: str, created_at: float, state: str, body: str) -> dict[str, Any]:
+def _open(job_id: str, created_at: float, state: str, body: str | bytes) -> dict[str, Any]:
     """Return a response that has no answer."""
     asked = msgspec.json.decode(body)
     return {

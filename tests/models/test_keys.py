@@ -88,6 +88,18 @@ def test_a_rotated_key_works_until_the_overlap_is_over(database: Database) -> No
     assert row_of(database, old.id).expires_at == before.expires_at
 
 
+@pytest.mark.parametrize("lasts", [10_000.0, None])
+def test_a_key_that_is_rotated_again_is_not_made_shorter(database: Database, lasts: float | None) -> None:
+    """During the overlap the old key ends soon; what is made of it lasts as long as it was made for."""
+    with database.transaction() as tx:
+        old = keys.create(tx, "alice", expires_in=lasts)
+        first, second = keys.rotate(tx, old.id, 60.0), keys.rotate(tx, old.id, 60.0)
+        third = keys.rotate(tx, second.id, 60.0)
+    for made in (first, third):
+        row = row_of(database, made.id)
+        assert (row.expires_at and round(row.expires_at - row.created_at)) == lasts
+
+
 def test_what_has_ended_is_not_rotated(database: Database) -> None:
     """Else a key that somebody took away would live on under another name."""
     with database.transaction() as tx:
@@ -176,6 +188,8 @@ def test_limits_are_the_settings_unless_the_key_has_its_own(settings: Settings) 
         ("streams=2.5", "whole number"),
         ("streams=-1", "whole number"),
         ("requests_per_second=nan", "takes a number"),
+        ("requests_per_second=1e-7", "0.000001 at least"),
+        ("requests_per_second=1e-300", "0.000001 at least"),
         ("tokens_per_day=inf", "whole number"),
         ("tokens_per_day=1e99", "whole number"),
     ],

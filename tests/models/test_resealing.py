@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from typing import Any
+
 import pytest
 import sqlalchemy as sa
 
-from models import bulks, deliveries, endpoints, idempotency, jobs, resealing
-from models.db import Database, now
+from models import bulks, deliveries, endpoints, ends, idempotency, jobs, resealing
+from models.db import Database, new_id, now
+from models.deliveries import NewDelivery
+from models.jobs import Webhook
 from models.resealing import Resealed, locked_out, reseal
 from models.sealing import NoSecretKey, Seal, new_key
 from tests.models import given
 
 OLD, NEW = new_key(), new_key()
 SECRET = "whsec_MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE="
+
+
+@pytest.fixture(autouse=True)
+def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Do not wait between rounds."""
+    monkeypatch.setattr(resealing, "PAUSE", 0.0)
 
 
 def put(database: Database, secrets: dict[str, str | None]) -> None:
@@ -72,6 +83,78 @@ def test_it_can_be_broken_off_and_run_again(database: Database, monkeypatch: pyt
     monkeypatch.undo()
     assert reseal(database, Seal([NEW, OLD])) == Resealed(changed=3, kept=4)
     assert reseal(database, Seal([NEW, OLD])) == Resealed(kept=7)
+
+
+def meanwhile(
+    monkeypatch: pytest.MonkeyPatch, column: sa.Column[Any], work: Callable[[], None], *, first: bool
+) -> None:
+    """Let something happen before, or after, a column is looked through, each time."""
+    real = resealing._slices
+
+    def slices(database: Database, seal: Seal, of: sa.Column[str], *, only_sealed: bool) -> Iterator[Resealed]:
+        if of is column and first:
+            work()
+        yield from real(database, seal, of, only_sealed=only_sealed)
+        if of is column and not first:
+            work()
+
+    monkeypatch.setattr(resealing, "_slices", slices)
+
+
+def delivered(database: Database) -> list[str]:
+    """Return the secrets of deliveries."""
+    return [row.secret for row in given.rows(database, deliveries.table)]
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_job_that_ends_meanwhile_takes_no_old_secret_along(
+    database: Database, monkeypatch: pytest.MonkeyPatch, first: bool
+) -> None:
+    """Its delivery has a copy of the job's secret: before or after that one was sealed anew."""
+    hook = Webhook("http://127.0.0.1:1/h", Seal([OLD]).close(SECRET), False)
+    (job_id,) = given.submitted(database, webhook=hook)
+
+    def end() -> None:
+        with database.transaction() as tx:
+            ends.cancel(tx, given.job(database, job_id).owner, job_id)
+
+    meanwhile(monkeypatch, jobs.bodies.c.webhook_secret, end, first=first)
+    assert reseal(database, Seal([NEW, OLD])).changed in {1, 2}
+    assert [Seal([NEW]).open(secret) for secret in delivered(database)] == [SECRET]
+
+
+def test_what_is_copied_late_is_sealed_too(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A transaction that read the old secret and stores it when deliveries were looked through: they are again."""
+    put(database, {"job_1": Seal([OLD]).close(SECRET)})
+    late = 4
+
+    def copy() -> None:
+        nonlocal late
+        late -= 1
+        if late >= 0:
+            one = NewDelivery("alice", new_id("job"), "job.failed", "http://127.0.0.1:1/h", Seal([OLD]).close(SECRET))
+            with database.transaction() as tx:
+                deliveries.enqueue(tx, [one])
+
+    meanwhile(monkeypatch, deliveries.table.c.secret, copy, first=False)
+    assert reseal(database, Seal([NEW, OLD])) == Resealed(changed=5)
+    assert [Seal([NEW]).open(secret) for secret in delivered(database)] == [SECRET] * 4
+
+
+def test_who_goes_on_with_the_old_key_does_not_keep_it_for_ever(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that was not restarted may store more for as long as it likes."""
+    monkeypatch.setattr(resealing, "MOST_ROUNDS", 3)
+
+    def store() -> None:
+        one = NewDelivery("alice", new_id("job"), "job.failed", "http://127.0.0.1:1/h", Seal([OLD]).close(SECRET))
+        with database.transaction() as tx:
+            deliveries.enqueue(tx, [one])
+
+    store()
+    meanwhile(monkeypatch, deliveries.table.c.secret, store, first=False)
+    assert reseal(database, Seal([NEW, OLD])) == Resealed(changed=4)
 
 
 def test_every_place_of_a_secret_is_known() -> None:

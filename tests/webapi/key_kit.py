@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
 
 from models import keys
 from models.db import Database
@@ -22,3 +25,32 @@ def key_of(
     """Make a key and return the header that carries it."""
     with database.transaction() as tx:
         return bearer(keys.create(tx, owner, scopes=scopes, limits=limits).secret)
+
+
+class FirstHangs:
+    """A function whose first call waits while it is held up; `calls` counts all."""
+
+    def __init__(self, real: Callable[..., Any]) -> None:
+        self.calls = 0
+        self._real = real
+        self._began, self._released = threading.Event(), threading.Event()
+
+    def __call__(self, *args: Any) -> Any:
+        """Call the function."""
+        self.calls += 1
+        if not self._began.is_set():
+            self._began.set()
+            assert self._released.wait(60)
+        return self._real(*args)
+
+    @contextmanager
+    def holding(self, work: Callable[[], object]) -> Iterator[None]:
+        """Let a work hang in another thread meanwhile."""
+        thread = threading.Thread(target=work)
+        thread.start()
+        try:
+            assert self._began.wait(60)
+            yield
+        finally:
+            self._released.set()
+            thread.join(60)

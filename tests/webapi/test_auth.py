@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import time
 
 import pytest
@@ -10,8 +11,10 @@ from flask.testing import FlaskClient
 from models import keys
 from models.db import Database
 from stoker.settings import Settings
+from tests.webapi.key_kit import FirstHangs
 from webapi import auth
 from webapi.app import StartError, create_app
+from webapi.auth import Keys
 from webapi.context import EXTENSION, Context
 
 
@@ -97,6 +100,60 @@ def test_a_revoked_key_stops_within_seconds(
     later = time.monotonic() + 3.1
     monkeypatch.setattr(auth.time, "monotonic", lambda: later)
     assert client.get("/v1/jobs", headers=bearer(secret)).status_code == 401
+
+
+@pytest.mark.parametrize(
+    ("grace", "expires_in", "served"), [(60.0, None, True), (0.1, None, False), (60.0, 3.0, False)]
+)
+def test_what_is_remembered_serves_a_crowd_for_a_moment(
+    settings: Settings,
+    database: Database,
+    monkeypatch: pytest.MonkeyPatch,
+    grace: float,
+    expires_in: float,
+    served: bool,
+) -> None:
+    """While one looks a key up the others are let in as before, but not beyond the grace, nor the key's own end."""
+    monkeypatch.setattr(auth, "GRACE", grace)
+    remembering = Keys(database, settings, keep=0.0)
+    with database.transaction() as tx:
+        made = keys.create(tx, "ada", expires_in=expires_in)
+    assert remembering.of_secret(made.secret)
+    with database.transaction() as tx:
+        keys.revoke(tx, made.id)
+    look = FirstHangs(keys.find)
+    monkeypatch.setattr(keys, "find", look)
+    with look.holding(lambda: remembering.of_secret(made.secret)):
+        time.sleep(expires_in or 0.2)
+        assert (remembering.of_secret(made.secret) is not None) is served
+    assert look.calls == (1 if served else 2)
+    assert remembering.of_secret(made.secret) is None
+    remembering.close()
+
+
+@pytest.mark.parametrize(("grace", "served"), [(60.0, True), (0.1, False)])
+def test_a_crowd_is_not_served_without_keys_for_long(
+    settings: Settings, database: Database, monkeypatch: pytest.MonkeyPatch, grace: float, served: bool
+) -> None:
+    """While one looks whether there is a key now, an open service stays open for the grace and no longer."""
+    monkeypatch.setattr(auth, "GRACE", grace)
+    remembering = Keys(database, settings, keep=0.0)
+    assert remembering.is_open()
+    made_key(database)
+    look = FirstHangs(auth.any_exist)
+    monkeypatch.setattr(auth, "any_exist", look)
+    with look.holding(remembering.is_open):
+        time.sleep(0.2)
+        assert remembering.is_open() is served
+    assert look.calls == (1 if served else 2)
+    assert not remembering.is_open()
+    remembering.close()
+
+
+def test_what_is_remembered_is_gone_within_the_promise() -> None:
+    """Three seconds, the grace included, and a little for the look-up."""
+    keep = inspect.signature(Keys).parameters["keep"].default
+    assert keep + auth.GRACE <= 2.9
 
 
 def test_remembered_keys_are_bounded(context: Context, database: Database, monkeypatch: pytest.MonkeyPatch) -> None:

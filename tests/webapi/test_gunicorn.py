@@ -267,6 +267,42 @@ def test_an_answer_that_nobody_reads_gives_its_thread_back(
         web.end()
 
 
+class Brisk(Web):
+    """A web server that lets the head of a request take a second."""
+
+    python = (
+        "-c",
+        "import webapi.gunicorn_worker as worker; worker.HEAD_WITHIN = 1; from gunicorn.app.wsgiapp import run; run()",
+    )
+
+
+def test_a_head_that_trickles_is_cut_off(sqlite_url: str, redis_url: str, tmp_path: Path) -> None:
+    """More clients than there are threads hold nobody up for long; who asks in time may wait as long as it takes."""
+    web = Brisk(sqlite_url, redis_url, tmp_path, STOKER_WEB_THREADS="8").ready()
+    try:
+        job_id = httpx.post(f"{web.url}/v1/jobs", json={"prompt": "hi"}).json()["id"]
+        with httpx.Client(base_url=web.url, timeout=60) as good:
+            assert good.get(f"/v1/jobs/{job_id}?wait=3").json()["state"] == "queued"
+            assert good.get("/livez").status_code == 200
+        with ExitStack() as held:
+            slow = [
+                held.enter_context(socket.create_connection(("127.0.0.1", web.port), timeout=60)) for _ in range(16)
+            ]
+            started = time.monotonic()
+            for one in slow:
+                one.sendall(b"GET /livez HTTP/1.1\r\nX-A: ")
+            while slow:
+                assert time.monotonic() - started < 30
+                for one in select.select(slow, [], [], 0.2)[0]:
+                    slow.remove(one)
+                for one in slow:
+                    one.sendall(b"x")
+            assert httpx.get(f"{web.url}/livez", timeout=10).status_code == 200
+        assert "Traceback" not in web.log.read_text()
+    finally:
+        web.end()
+
+
 def test_metrics_add_up_over_workers(web: Web) -> None:
     """Whichever worker is asked, the page counts the requests of all of them."""
     for _ in range(20):

@@ -23,8 +23,8 @@ from tests import servers
 from tests.models import given
 from tests.tasks.inprocess import until
 from tests.webapi.bulk_kit import Service, prompts
-from tests.webapi.key_kit import key_of
-from webapi import rates
+from tests.webapi.key_kit import FirstHangs, key_of
+from webapi import days, rates
 from webapi.app import create_app
 from webapi.context import EXTENSION, Context
 from webapi.rates import Rates
@@ -115,7 +115,16 @@ def test_web_processes_count_together(settings: Settings) -> None:
 
 @pytest.mark.parametrize(
     ("per_second", "amount", "seconds"),
-    [(10.0, 10, 1), (2.5, 5, 2), (0.5, 1, 2), (0.05, 1, 20), (0.001, 1, 1000), (1 / 3, 1, 3), (1e6, 1_000_000, 1)],
+    [
+        (10.0, 10, 1),
+        (2.5, 5, 2),
+        (0.5, 1, 2),
+        (0.05, 1, 20),
+        (0.001, 1, 1000),
+        (1 / 3, 1, 3),
+        (1e6, 1_000_000, 1),
+        (1e-300, 1, 1_000_000),
+    ],
 )
 def test_a_rate_is_so_many_in_so_many_seconds(per_second: float, amount: int, seconds: int) -> None:
     """Whole ones of both."""
@@ -320,6 +329,24 @@ def test_a_day_is_read_seldom(client: FlaskClient, database: Database, monkeypat
     for _ in range(5):
         assert client.post("/v1/jobs", json=JOB, headers=headers).status_code == 202
     assert read == ["ada"]
+
+
+@pytest.mark.parametrize(("grace", "left", "served"), [(60.0, 60.0, True), (0.1, 60.0, False), (60.0, 0.1, False)])
+def test_what_is_known_of_a_day_serves_a_crowd_for_a_moment(
+    database: Database, monkeypatch: pytest.MonkeyPatch, grace: float, left: float, served: bool
+) -> None:
+    """While one reads the others are told what was, but not beyond the grace, and never what was of another day."""
+    monkeypatch.setattr(days, "KEEP", 0.0)
+    monkeypatch.setattr(days, "GRACE", grace)
+    monkeypatch.setattr(usage, "today", lambda _tx, _owner: usage.Today(1, left))
+    known = days.Days(database)
+    known.today("ada")
+    read = FirstHangs(lambda _tx, _owner: usage.Today(2, left))
+    monkeypatch.setattr(usage, "today", read)
+    with read.holding(lambda: known.today("ada")):
+        time.sleep(0.2)
+        assert known.today("ada").tokens == (1 if served else 2)
+    assert read.calls == (1 if served else 2)
 
 
 # Sizes

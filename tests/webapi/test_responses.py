@@ -14,6 +14,7 @@ from models.db import Database, new_id
 from stoker.settings import Settings
 from tasks.tokens import Stream
 from tests.tasks.inprocess import until
+from tests.webapi.key_kit import key_of
 from tests.webapi.stream_kit import Asked, Played
 from tests.webapi.test_auth import bearer, expire_memory, made_key
 from tests.webapi.test_interactive import count
@@ -180,6 +181,23 @@ def test_a_response_is_cancelled(client: FlaskClient, played: Played) -> None:
     done = client.post(PATH, json={**BODY, "background": True}).json["id"]
     played.end(played.start(job_of(done)).job_id, DONE)
     assert client.post(f"{PATH}/{done}/cancel").json == {**DONE, "id": done}
+
+
+@pytest.mark.parametrize("end", ["succeeded", "failed"])
+def test_to_cancel_is_not_to_read(client: FlaskClient, database: Database, played: Played, end: str) -> None:
+    """A key that may submit and not read hears what became of a response, and nothing that went in or came out."""
+    submitter, reader = key_of(database, scopes=["submit"]), key_of(database)
+    body = {**BODY, "background": True, "instructions": "c4n4ry"}
+    response_id = client.post(PATH, json=body, headers=submitter).json["id"]
+    more = {} if end == "succeeded" else {"status": 500, "code": "broken", "message": "c4n4ry"}
+    done = {**DONE, "output": [{"text": "c4n4ry"}]}
+    played.end(played.start().job_id, done if end == "succeeded" else None, end, **more)
+    answer = client.post(f"{PATH}/{response_id}/cancel", headers=submitter)
+    status = {"succeeded": "completed"}.get(end, end)
+    assert (answer.status_code, answer.json["id"], answer.json["status"]) == (200, response_id, status)
+    assert (answer.json["output"], answer.json["model"]) == ([], "fake")
+    assert "c4n4ry" not in answer.text
+    assert "c4n4ry" in client.post(f"{PATH}/{response_id}/cancel", headers=reader).text
 
 
 @pytest.mark.parametrize("background", ["x", 1, 0, [], {}])

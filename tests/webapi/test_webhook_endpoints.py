@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -21,6 +20,7 @@ from tests.models import given
 from tests.receivers import Receiver, Reply, receiver
 from tests.tasks.inprocess import until
 from tests.webapi.hook_kit import opened, sending, served
+from tests.webapi.key_kit import key_of
 from webapi.context import Context
 from webapi.webhook_endpoints import hint_of
 
@@ -285,9 +285,24 @@ def test_a_receiver_that_is_slower_than_the_test_is_said_to_be(
     hooks.released.set()
 
 
+def test_few_may_ask_for_events_of_jobs(client: FlaskClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Made or changed: it says what the limit is, and of what; what is answered again for its key is not counted."""
+    monkeypatch.setattr("models.endpoints.MOST_OF_JOBS", 1)
+    other = create(client, event_types=["batch.failed"])
+    body = {"name": "n", "url": "http://127.0.0.1:1025/", "event_types": ["job.failed"]}
+    first, again = (client.post(PATH, json=body, headers={"Idempotency-Key": "k"}) for _ in range(2))
+    assert first.get_json() == again.get_json()
+    changed = client.post(f"{PATH}/{other['id']}", json={"event_types": ["response.failed"]})
+    for answer in (changed, client.post(PATH, json=body)):
+        error = answer.get_json()["error"]
+        assert (answer.status_code, error["code"]) == (400, "too_many_endpoints")
+        assert "1 webhook endpoints that ask for job.* or response.* events" in error["message"]
+    assert client.get(f"{PATH}/{other['id']}").get_json()["event_types"] == ["batch.failed"]
+
+
 def test_so_many_tests_are_waited_for(client: FlaskClient, monkeypatch: pytest.MonkeyPatch) -> None:
     """One more is told to come again, since each keeps a thread."""
-    monkeypatch.setattr("webapi.endpoint_tests._places", threading.BoundedSemaphore(1))
+    monkeypatch.setattr("webapi.endpoint_tests.AT_ONCE", 1)
     monkeypatch.setattr("webapi.endpoint_tests.SLACK", -1.5)
     made = create(client)
 
@@ -296,6 +311,28 @@ def test_so_many_tests_are_waited_for(client: FlaskClient, monkeypatch: pytest.M
         return int(sent.status_code)
 
     assert sorted(given.together([work] * 3)) == [502, 503, 503]
+    assert work() == 502
+
+
+def test_an_owner_waits_for_two_tests(client: FlaskClient, database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One whose receivers hang leaves the places to the others."""
+    monkeypatch.setattr("webapi.endpoint_tests.SLACK", -1.5)
+    body = {"name": "n", "url": "http://127.0.0.1:1025/", "event_types": ["job.failed"]}
+
+    def tester(owner: str) -> Callable[[], tuple[str, int]]:
+        headers = key_of(database, owner)
+        made = client.post(PATH, json=body, headers=headers).get_json()
+
+        def work() -> tuple[str, int]:
+            asking, event = client.application.test_client(), {"event_type": "job.failed"}
+            return owner, asking.post(f"{PATH}/{made['id']}/test", json=event, headers=headers).status_code
+
+        return work
+
+    ada, bob = tester("ada"), tester("bob")
+    found = sorted(given.together([ada] * 4 + [bob] * 2))
+    assert found == [("ada", 502)] * 2 + [("ada", 503)] * 2 + [("bob", 502)] * 2
+    assert ada() == ("ada", 502)
 
 
 def test_many_at_once_with_one_key_make_one(client: FlaskClient) -> None:
