@@ -48,8 +48,12 @@ def proxy(echo: int) -> Iterator[Proxy]:
 def connected(proxy: Proxy) -> socket.socket:
     """Return a connection through the proxy that has been used."""
     link = socket.create_connection(("127.0.0.1", proxy.port), timeout=10)
-    link.sendall(b"first")
-    assert link.recv(100) == b"first"
+    try:
+        link.sendall(b"first")
+        assert link.recv(100) == b"first"
+    except OSError:
+        link.close()
+        raise
     return link
 
 

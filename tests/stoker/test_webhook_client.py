@@ -89,7 +89,7 @@ def test_the_same_awaited(url: str, hooks: Receiver) -> None:
 
 def test_an_endpoint_from_the_command_line(url: str, hooks: Receiver) -> None:
     """The same by commands, for people and as JSON; a test that is not answered with 2xx has the status 1."""
-    made = json.loads(stoker(url, "create", f"{hooks.url}/hook", "--event", "job.failed", "--json").stdout)
+    made = json.loads(stoker(url, "create", f"{hooks.url}/hook", "--event", "job.cancelled", "--json").stdout)
     assert made["signing_secret"].startswith("whsec_")
     assert made["id"] in stoker(url, "list").stdout
     assert "the receiver answered 200" in stoker(url, "test", made["id"]).stdout
@@ -98,7 +98,12 @@ def test_an_endpoint_from_the_command_line(url: str, hooks: Receiver) -> None:
     hooks.answer = lambda _: Reply(200)
     (failed,) = json.loads(stoker(url, "deliveries", "--state", "failed", "--json").stdout)
     assert "500" in stoker(url, "deliveries", failed["id"]).stdout
-    assert "1 deliveries" in stoker(url, "redeliver", "--endpoint", made["id"]).stdout
+    assert "0 deliveries" in stoker(url, "redeliver", "--endpoint", made["id"]).stdout  # a test is not sent again
+    with Client(url) as client:
+        client.cancel(client.submit(prompt="hi", model="fake").id)
+        until(lambda: client.deliveries.list(state="delivered", event="job.cancelled"), 10)
+    delivered = ("--endpoint", made["id"], "--state", "delivered")
+    assert "1 deliveries" in stoker(url, "redeliver", *delivered).stdout
     stoker(url, "redeliver", status=2)
     stoker(url, "redeliver", "msg_0", status=1)
     assert "shown this once" in stoker(url, "rotate", made["id"], "--keep-old").stdout
