@@ -18,6 +18,7 @@ from prometheus_client import start_http_server
 from models.db import Database
 from models.errors import DatabaseUnavailable
 from stoker.settings import Settings, load
+from tasks import acks
 from tasks.logs import configure
 
 TASKS = ("tasks.collector", "tasks.sweeper", "tasks.webhook", "tasks.bulks", "tasks.retention", "tasks.engine_process")
@@ -91,6 +92,7 @@ def _settings() -> Settings:
     return load()
 
 
+acks.install()
 app = make_app(_settings())
 
 
