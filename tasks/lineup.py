@@ -108,7 +108,10 @@ class Lineup:
             self._barren = 0
         if rung or age >= _STALE or not any(busy.hosts.values()):
             return True
-        return age >= _OFTEN and len(self._choice(self._waiting, room, busy)) < room
+        chosen = len(self._choice(self._waiting, room, busy))
+        # Where it is the limits that keep the room empty, a look finds nothing better.
+        known = sum(map(len, self._waiting.values())) >= room and chosen > 0
+        return age >= _OFTEN and chosen < room and not known
 
     def look(self, tx: sa.Connection, busy: Busy) -> None:
         """Learn what is due."""
