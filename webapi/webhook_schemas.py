@@ -8,7 +8,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstra
 from pydantic_core import PydanticCustomError
 
 from models import event_types
-from webapi.schemas import Parameters, ids
+from webapi.schemas import NO_NUL, Parameters, ids
 
 DeliveryState = Literal["pending", "sending", "delivered", "failed", "noted"]
 MOST_NAME = 255
@@ -216,9 +216,9 @@ class DeliveryQuery(Parameters):
         None, description="The id of the last delivery of the page before.", json_schema_extra=ids("msg")
     )
     state: DeliveryState | None = None
-    event: Id | None = Field(None, description="As job.failed.")
-    endpoint_id: Id | None = None
-    job_id: Id | None = Field(None, description="The job, bulk or batch that they tell of.")
+    event: Id | None = Field(None, description="As job.failed.", json_schema_extra=NO_NUL)
+    endpoint_id: Id | None = Field(None, json_schema_extra=NO_NUL)
+    job_id: Id | None = Field(None, description="The job, bulk or batch that they tell of.", json_schema_extra=NO_NUL)
 
 
 Moment = Annotated[float, Field(ge=0, le=253402300799, allow_inf_nan=False)]
