@@ -93,6 +93,10 @@ BY_RULES: dict[str, set[Rule]] = {
 NOT_MEANT = {
     # GET /v1/deliveries/{delivery_id} takes the same path, for an id that cannot be.
     ("redeliverMany", "allow_header_conformance"),
+    # There is a job from the first, and a result when it has one.
+    ("getJobResult", "ensure_resource_availability"),
+    # An upload that is repeated with its Idempotency-Key has its first answer, also when the file was deleted since.
+    *((call, "ensure_resource_availability") for call in ("deleteFile", "getFile", "getFileContent")),
 }
 """Checks of one call that find what is meant to be so."""
 
