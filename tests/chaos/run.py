@@ -17,7 +17,7 @@ from tests.chaos import faults
 from tests.chaos.checks import OPEN_BULKS, Findings, check
 from tests.chaos.faults import Fault, Injected
 from tests.chaos.ledger import Ledger
-from tests.chaos.load import FINAL, Load
+from tests.chaos.load import FINAL, PATIENCE, Load
 from tests.chaos.receiving import ALONE, TOGETHER
 from tests.chaos.service import Service
 
@@ -120,7 +120,17 @@ class Run:
         for path, coalesce in ((ALONE, None), (TOGETHER, 0.5)):
             wanted = {"name": path, "url": f"{hook}{path}", "event_types": events, "coalesce": coalesce}
             headers = {"Idempotency-Key": path}
-            httpx.post(f"{url}/v1/webhook_endpoints", json=wanted, headers=headers, timeout=30).raise_for_status()
+            until = time.monotonic() + self.quiet_within
+            while True:
+                # A failpoint may kill the web server in the middle of this as well.
+                try:
+                    made = httpx.post(f"{url}/v1/webhook_endpoints", json=wanted, headers=headers, timeout=PATIENCE)
+                    made.raise_for_status()
+                    break
+                except httpx.HTTPError:
+                    if time.monotonic() > until:
+                        raise
+                    time.sleep(0.5)
 
     def _model(self) -> str:
         return "" if self.service.engine != "vllm" else load(engine=self.service.engine).served_name
