@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from models.db import AnyRow, among, literal, now, one_of, upsert
 from models.deliveries import table, tries
 from models.errors import NotEnded, NotFound, TestOnly, TriedTooOften
-from models.owed import TEST
+from models.owed import NO_TEST, is_test
 
 ENDED = ("delivered", "failed")
 """The states from which a delivery can be sent once more."""
@@ -25,7 +25,7 @@ _AGAIN = (
     one_of(table.c.state, ENDED),
     table.c["try"] < MOST_TRIES,
     # Whoever asked for a test has been answered.
-    ~table.c.job_id.startswith(literal(TEST)),
+    NO_TEST,
 )
 
 
@@ -105,7 +105,7 @@ def redeliver(tx: sa.Connection, owner: str, delivery_id: str) -> AnyRow:
     Raises NotFound; NotEnded while it is on its way; TestOnly; TriedTooOften.
     """
     row = get(tx, owner, delivery_id)
-    if row.job_id.startswith(TEST):
+    if is_test(row.job_id):
         raise TestOnly(delivery_id)
     if not _again(tx, [delivery_id]):
         row = get(tx, owner, delivery_id)  # as it is now: others may have been faster

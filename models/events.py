@@ -9,10 +9,8 @@ import sqlalchemy as sa
 
 from models import bulks, event_types, jobs, results
 from models.db import AnyRow, among
+from models.owed import is_test
 from models.sending import Delivery
-
-TEST = "test"
-"""The prefix of what a test tells of: `test_...` is no job and no bulk."""
 
 _COUNTS = ("total", "succeeded", "failed", "cancelled", "expired")
 _job, _body, _result = jobs.table.c, jobs.bodies.c, results.table.c
@@ -42,7 +40,7 @@ def endings(tx: sa.Connection, claimed: Iterable[Delivery], *, traced: bool = Fa
     The jobs' traces only with `traced`: on SQLite they lie behind the bodies.
     """
     chosen = list(claimed)
-    tests = {one.job_id: _of_test(one) for one in chosen if one.job_id.startswith(f"{TEST}_")}
+    tests = {one.job_id: _of_test(one) for one in chosen if is_test(one.job_id)}
     of_bulks = {one.job_id for one in chosen if one.event in event_types.BULKS} - tests.keys()
     of_jobs = [one for one in chosen if one.job_id not in of_bulks and one.job_id not in tests]
     return _of_jobs(tx, of_jobs, traced=traced) | _of_bulks(tx, of_bulks) | tests

@@ -15,10 +15,11 @@ from models import endpoints
 from models.db import literal, now
 from models.deliveries import table
 
-TEST = "test_"
-"""What the subjects of tries begin with that an owner asked for."""
+TEST = "test"
+"""The prefix of what a test tells of, which an owner asked for: `test_...` is no job and no bulk."""
 
 _row, _endpoint = table.c, endpoints.table.c
+NO_TEST = ~_row.job_id.startswith(literal(f"{TEST}_"))
 OPEN = _row.state.in_([literal("pending"), literal("sending")])
 DUE = (OPEN, _row.next_at <= now())
 FRESH = (
@@ -27,8 +28,13 @@ FRESH = (
     _row.endpoint_id != literal(""),
     # One that was tried keeps its webhook-id, also when it is sent again since its owner asked for it.
     _row["try"] == sa.literal_column("0"),
-    ~_row.job_id.startswith(literal(TEST)),
+    NO_TEST,
 )
+
+
+def is_test(subject: str) -> bool:
+    """Tell whether a delivery's subject (`job_id`) is that of a test."""
+    return subject.startswith(f"{TEST}_")
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from sqlalchemy.dialects import postgresql
 from models import endpoints, results
 from models.db import AnyRow, among, literal, new_id, now, upsert
 from models.deliveries import host_of, table, tries
-from models.owed import DUE, FRESH, OPEN, TEST, Due
+from models.owed import DUE, FRESH, OPEN, Due, is_test
 
 MOST_TOGETHER = 1_000
 """Events in one request."""
@@ -178,7 +178,7 @@ def _delivery(row: AnyRow, endpoint: AnyRow | None) -> Delivery:
     if endpoint is not None:
         # As it is now: a new URL or secret holds for what waits as well.
         url, secrets = endpoint.url, tuple(filter(None, (endpoint.secret, endpoint.old)))
-        if endpoint.disabled_at is not None and not row.job_id.startswith(TEST):
+        if endpoint.disabled_at is not None and not is_test(row.job_id):
             dead = "the endpoint is disabled"
     elif row.endpoint_id:
         dead = "the endpoint was deleted"

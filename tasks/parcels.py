@@ -12,7 +12,7 @@ import structlog
 from models.db import made_at
 from models.events import Ending
 from models.failpoints import failpoint
-from models.owed import TEST
+from models.owed import is_test
 from models.sealing import NoSecretKey, Seal
 from models.sending import Delivery, Ended, Try
 from stoker.settings import Settings
@@ -139,7 +139,7 @@ class Post:
         """Return that a try failed: the next one follows the schedule; a test that somebody waits for has none."""
         first, delays = told[0], self._settings.webhook_delays
         retry_in = backoff.webhook_delay(delays, first.count, random.random(), asked)  # noqa: S311  # no secret
-        if first.job_id.startswith(TEST):
+        if is_test(first.job_id):
             retry_in = None
         log.info("delivery failed", delivery=first.webhook_id, attempt=first.count, status=tried.status)
         return Outcome(told, tried, retry_in, "failed" if retry_in is None else "retry", tells)

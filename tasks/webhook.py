@@ -26,7 +26,7 @@ from models.db import Database
 from models.endpoint_health import News
 from models.errors import DatabaseUnavailable
 from models.failpoints import failpoint
-from models.owed import TEST, Due
+from models.owed import Due, is_test
 from models.sealing import seal_of
 from models.sending import Delivery, Try
 from stoker.settings import Settings
@@ -260,7 +260,7 @@ def _news(ended: Sequence[Outcome], stored: set[str]) -> News:
     found: dict[str, set[endpoint_health.Tried]] = {"worked": set(), "failed": set(), "gone": set()}
     for outcome in ended:
         one = outcome.deliveries[0]
-        if outcome.tells and one.endpoint_id and one.id in stored and not one.job_id.startswith(TEST):
+        if outcome.tells and one.endpoint_id and one.id in stored and not is_test(one.job_id):
             kind = {"delivered": "worked", "gone": "gone"}.get(outcome.label, "failed")
             found[kind].add((one.endpoint_id, one.url))
     return News(*map(frozenset, found.values()))

@@ -12,7 +12,7 @@ from models import deliveries, delivery_log
 from models.db import AnyRow, new_id
 from models.deliveries import NewDelivery
 from models.errors import DatabaseUnavailable
-from models.events import TEST
+from models.owed import TEST
 from webapi.context import here, writing
 from webapi.errors import Problem, WebhookUnknown
 from webapi.openai import openai_problem

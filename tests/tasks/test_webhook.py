@@ -28,6 +28,7 @@ from models.secrets import secret_of
 from stoker.settings import Settings, load
 from tasks import parcels, payloads, webhook
 from tests.receivers import Received, Receiver, Reply, receiver
+from tests.tasks.inprocess import until
 
 SECRET = secret_of(b"the secret of the service, 32 by")
 OWN = secret_of(b"the secret of one job, 32 bytes.")
@@ -241,13 +242,6 @@ def test_one_that_hangs_holds_up_nobody(database: Database, hooks: Receiver) -> 
     assert recorded_early == [50]
     hanging = rows(database)[0]
     assert (hanging.state, hanging.error) == ("pending", "no answer within 12 s")
-
-
-def until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
-    """Wait for a condition, and no longer than so many seconds."""
-    ends = time.monotonic() + seconds
-    while not condition() and time.monotonic() < ends:
-        time.sleep(0.02)
 
 
 def test_what_falls_due_meanwhile_is_sent_beside_one_that_hangs(sqlite_database: Database, hooks: Receiver) -> None:

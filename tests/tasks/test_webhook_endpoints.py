@@ -6,7 +6,7 @@ import json
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -23,6 +23,7 @@ from stoker.settings import Settings, load
 from tasks import lineup, webhook
 from tests.models import given
 from tests.receivers import Received, Receiver, Reply, receiver
+from tests.tasks.inprocess import until
 
 SECRET, OLD = (secret_of(text) for text in (b"the secret of an endpoint, 32 b.", b"the secret it had before, 32 b.."))
 KEY = sealing.new_key()
@@ -67,13 +68,6 @@ def send(database: Database, settings: Settings, **more: Any) -> int:
     """Send what is due; every name leads to loopback."""
     family = webhook.egress.socket.AF_INET
     return webhook.deliver_due(database, settings, look=lambda _host, _port: [(family, "127.0.0.1")], **more)
-
-
-def until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
-    """Wait for a condition, and no longer than so many seconds."""
-    ends = time.monotonic() + seconds
-    while not condition() and time.monotonic() < ends:
-        time.sleep(0.02)
 
 
 def test_events_go_together(database: Database, hooks: Receiver) -> None:
