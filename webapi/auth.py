@@ -9,8 +9,6 @@ from __future__ import annotations
 import hashlib
 import ipaddress
 import math
-import threading
-import time
 from collections.abc import Callable
 from urllib.parse import urlsplit
 
@@ -24,12 +22,10 @@ from stoker.settings import Settings
 from webapi.caller import Caller
 from webapi.errors import Problem
 from webapi.key_uses import KeyUses
+from webapi.remembered import Remembered
 
 LOCAL_OWNER = "local"
 KEY_PREFIX = "sk-stoker-"
-MOST_REMEMBERED = 10_000
-GRACE = 0.4
-"""Seconds beyond its time for which what is remembered still serves, while one looks for all."""
 
 HOW = "Make a key with `stoker keys create`, and send it as `Authorization: Bearer sk-stoker-...`."
 
@@ -58,12 +54,8 @@ class Keys:
         self._settings = settings
         self._loopback = is_loopback(settings.host)
         self._keep = keep
-        self._lock = threading.Lock()
-        self._looking = threading.Lock()
-        # Each with the moment from which it is looked up again, and the one from which it serves nobody.
-        self._callers: dict[bytes, tuple[Caller, float, float]] = {}
-        self._looked_at: set[bytes] = set()
-        self._open = (False, -keep)
+        self._callers: Remembered[bytes, Caller | None] = Remembered(keep)
+        self._open: Remembered[None, bool] = Remembered(keep)
         self._uses = KeyUses(database)
 
     def caller(self, asked: Request) -> Caller:
@@ -95,54 +87,27 @@ class Keys:
         self._uses.close()
 
     def _remembered(self, digest: bytes, find: Callable[[sa.Connection], Found | None]) -> Caller | None:
-        remembered = self._callers.get(digest)
-        if remembered and time.monotonic() < remembered[1]:
-            return remembered[0]
-        with self._lock:
-            if remembered and digest in self._looked_at and time.monotonic() < remembered[2]:
-                return remembered[0]  # one looks for all: a crowd is not to look at the same moment
-            self._looked_at.add(digest)
-        try:
-            since = time.monotonic()
-            with self._database.reading() as tx:
-                found = find(tx)
-        finally:
-            with self._lock:
-                self._looked_at.discard(digest)
-        return self._remember(digest, found, since)
+        return self._callers.get(digest, lambda: self._look(find))
 
-    def _remember(self, digest: bytes, found: Found | None, since: float) -> Caller | None:
-        caller: Caller | None = None
-        with self._lock:
-            if len(self._callers) >= MOST_REMEMBERED:
-                self._callers.clear()
-            self._callers.pop(digest, None)
-            if found is not None:
-                caller = Caller(found.owner, found.id, found.scopes, key_limits.of(self._settings, found.limits))
-                own_end = math.inf if found.expires_in is None else found.expires_in
-                again, over = since + min(self._keep, own_end), since + min(self._keep + GRACE, own_end)
-                self._callers[digest] = (caller, again, over)
-        if found is not None and found.unnoted:
+    def _look(self, find: Callable[[sa.Connection], Found | None]) -> tuple[Caller | None, float]:
+        """Return the caller and the seconds that its key has left; one that is not valid is looked up each time."""
+        with self._database.reading() as tx:
+            found = find(tx)
+        if found is None:
+            return None, 0.0
+        if found.unnoted:
             self._uses.note(found.id)
-        return caller
+        caller = Caller(found.owner, found.id, found.scopes, key_limits.of(self._settings, found.limits))
+        return caller, math.inf if found.expires_in is None else found.expires_in
 
     def is_open(self) -> bool:
         """Tell whether requests without a key are taken: from this machine, while there is none."""
-        is_open, until = self._open
-        since = time.monotonic()
-        if since < until:
-            return is_open
-        is_first = self._looking.acquire(blocking=False)
-        # Only while it is open: who was refused a moment ago may be let in now. Nor is what is long past said again.
-        if not is_first and is_open and since < until + GRACE:
-            return is_open
-        try:
-            found = self._loopback and not any_exist(self._database)
-            self._open = (found, since + self._keep)
-        finally:
-            if is_first:
-                self._looking.release()
-        return found
+        return self._open.get(None, self._look_whether_open)
+
+    def _look_whether_open(self) -> tuple[bool, float]:
+        is_open = self._loopback and not any_exist(self._database)
+        # No grace for what is closed: who was refused a moment ago may be let in now.
+        return is_open, math.inf if is_open else self._keep
 
 
 def any_exist(database: Database) -> bool:

@@ -16,7 +16,7 @@ from tests.models import given
 from tests.tasks.inprocess import until
 from tests.webapi.conftest import End
 from tests.webapi.key_kit import bearer, key_of
-from webapi import access, auth
+from webapi import access, remembered
 from webapi.context import Context
 from webapi.key_uses import KeyUses
 
@@ -150,7 +150,7 @@ def test_an_expired_key_stops_on_time(client: FlaskClient, database: Database, m
     time.sleep(1.05)
     assert client.get("/v1/jobs", headers=bearer(secret)).status_code == 401
     later = time.monotonic() + 10
-    monkeypatch.setattr(auth.time, "monotonic", lambda: later)
+    monkeypatch.setattr(remembered.time, "monotonic", lambda: later)
     assert client.get("/v1/jobs").status_code == 401
 
 

@@ -12,7 +12,7 @@ from models import keys
 from models.db import Database
 from stoker.settings import Settings
 from tests.webapi.key_kit import FirstHangs
-from webapi import auth
+from webapi import auth, remembered
 from webapi.app import StartError, create_app
 from webapi.auth import Keys
 from webapi.context import EXTENSION, Context
@@ -32,7 +32,7 @@ def bearer(secret: str) -> dict[str, str]:
 def expire_memory(context: Context) -> None:
     """Let what the process remembers of keys be too old."""
     context.keys._callers.clear()
-    context.keys._open = (False, 0.0)
+    context.keys._open.clear()
 
 
 def test_without_keys_this_machine_is_served(client: FlaskClient) -> None:
@@ -98,7 +98,7 @@ def test_a_revoked_key_stops_within_seconds(
     with database.transaction() as tx:
         tx.execute(keys.table.update().values(revoked_at=time.time()))
     later = time.monotonic() + 3.1
-    monkeypatch.setattr(auth.time, "monotonic", lambda: later)
+    monkeypatch.setattr(remembered.time, "monotonic", lambda: later)
     assert client.get("/v1/jobs", headers=bearer(secret)).status_code == 401
 
 
@@ -114,7 +114,7 @@ def test_what_is_remembered_serves_a_crowd_for_a_moment(
     served: bool,
 ) -> None:
     """While one looks a key up the others are let in as before, but not beyond the grace, nor the key's own end."""
-    monkeypatch.setattr(auth, "GRACE", grace)
+    monkeypatch.setattr(remembered, "GRACE", grace)
     remembering = Keys(database, settings, keep=0.0)
     with database.transaction() as tx:
         made = keys.create(tx, "ada", expires_in=expires_in)
@@ -136,7 +136,7 @@ def test_a_crowd_is_not_served_without_keys_for_long(
     settings: Settings, database: Database, monkeypatch: pytest.MonkeyPatch, grace: float, served: bool
 ) -> None:
     """While one looks whether there is a key now, an open service stays open for the grace and no longer."""
-    monkeypatch.setattr(auth, "GRACE", grace)
+    monkeypatch.setattr(remembered, "GRACE", grace)
     remembering = Keys(database, settings, keep=0.0)
     assert remembering.is_open()
     made_key(database)
@@ -153,16 +153,16 @@ def test_a_crowd_is_not_served_without_keys_for_long(
 def test_what_is_remembered_is_gone_within_the_promise() -> None:
     """Three seconds, the grace included, and a little for the look-up."""
     keep = inspect.signature(Keys).parameters["keep"].default
-    assert keep + auth.GRACE <= 2.9
+    assert keep + remembered.GRACE <= 2.9
 
 
 def test_remembered_keys_are_bounded(context: Context, database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many keys are used, the process remembers a bounded number, and no secret in the clear."""
-    monkeypatch.setattr(auth, "MOST_REMEMBERED", 3)
+    monkeypatch.setattr(remembered, "MOST", 3)
     for secret in [made_key(database) for _ in range(8)]:
         assert context.keys.of_secret(secret).owner == "ada"
-        assert len(context.keys._callers) <= 3
-        assert secret not in repr(context.keys._callers)
+        assert len(context.keys._callers._known) <= 3
+        assert secret not in repr(context.keys._callers._known)
 
 
 def test_an_open_address_needs_a_key_to_start(settings: Settings, database: Database) -> None:

@@ -24,7 +24,7 @@ from tests.models import given
 from tests.tasks.inprocess import until
 from tests.webapi.bulk_kit import Service, prompts
 from tests.webapi.key_kit import FirstHangs, key_of
-from webapi import days, rates
+from webapi import days, rates, remembered
 from webapi.app import create_app
 from webapi.context import EXTENSION, Context
 from webapi.rates import Rates
@@ -315,7 +315,9 @@ def test_the_tokens_of_a_day_are_limited(client: FlaskClient, database: Database
     assert client.post("/v1/jobs", json=JOB, headers=key_of(database, "bob", limits={"tokens_per_day": 1}))
 
 
-def test_a_day_is_read_seldom(client: FlaskClient, database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_day_is_read_seldom(
+    client: FlaskClient, context: Context, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Once a second of an owner, whatever comes."""
     read, real = [], usage.today
 
@@ -324,7 +326,7 @@ def test_a_day_is_read_seldom(client: FlaskClient, database: Database, monkeypat
         return real(tx, owner)
 
     monkeypatch.setattr(usage, "today", today)
-    monkeypatch.setattr("webapi.days.KEEP", 60.0)
+    monkeypatch.setattr(context.days._known, "_keep", 60.0)
     headers = key_of(database, limits={"tokens_per_day": 100})
     for _ in range(5):
         assert client.post("/v1/jobs", json=JOB, headers=headers).status_code == 202
@@ -337,7 +339,7 @@ def test_what_is_known_of_a_day_serves_a_crowd_for_a_moment(
 ) -> None:
     """While one reads the others are told what was, but not beyond the grace, and never what was of another day."""
     monkeypatch.setattr(days, "KEEP", 0.0)
-    monkeypatch.setattr(days, "GRACE", grace)
+    monkeypatch.setattr(remembered, "GRACE", grace)
     monkeypatch.setattr(usage, "today", lambda _tx, _owner: usage.Today(1, left))
     known = days.Days(database)
     known.today("ada")
