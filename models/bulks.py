@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from models import outbox
 from models.db import AnyRow, Id, metadata, new_id, now, one_of
 from models.errors import AlreadyFinished, NotFound, StillRunning
-from models.results import Ended
+from models.results import TOKENS, Ended
 from models.states import BULK
 from models.tags import tagged
 
@@ -25,7 +25,6 @@ PAUSED = "paused"
 """The lane of a paused bulk's jobs: no collector serves it."""
 
 COUNTS = ("total", "done", "succeeded", "failed", "cancelled", "expired", "invalid")
-TOKENS = ("prompt_tokens", "completion_tokens", "cached_tokens", "reasoning_tokens")
 MOMENTS = ("in_progress", "finalizing", "completed", "failed", "expired", "cancelling", "cancelled")
 
 table = sa.Table(

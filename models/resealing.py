@@ -13,6 +13,7 @@ import sqlalchemy as sa
 
 from models import bulks, deliveries, endpoints, idempotency, jobs
 from models.db import AnyRow, Database
+from models.owed import OPEN
 from models.sealing import MARK, NoSecretKey, Seal
 
 SLICE = 500
@@ -112,11 +113,10 @@ def _renew(tx: sa.Connection, seal: Seal, column: sa.Column[str], row: AnyRow, *
 
 def locked_out(tx: sa.Connection, seal: Seal) -> tuple[int, int]:
     """Return how many secrets, of those that are needed next, no key opens, and how many were tried."""
-    open_ones = deliveries.table.c.state.in_([sa.literal_column("'pending'"), sa.literal_column("'sending'")])
     chosen = [
         sa.select(endpoints.table.c.secret).limit(_SAMPLE),
         sa.select(deliveries.table.c.secret)
-        .where(open_ones, deliveries.table.c.secret.is_not(None))
+        .where(OPEN, deliveries.table.c.secret.is_not(None))
         .order_by(deliveries.table.c.next_at)
         .limit(_SAMPLE),
         sa.select(bulks.table.c.webhook_secret)

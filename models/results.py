@@ -34,6 +34,9 @@ table = sa.Table(
 Every line of a bulk that ended has a row, also one that was cancelled, expired, or could not be read and so has no job
 (`job_id` is `line_...`). `seq` counts them in the order of their commits, so that a reader can follow behind it."""
 
+TOKENS = ("prompt_tokens", "completion_tokens", "cached_tokens", "reasoning_tokens")
+"""What a result tells of the tokens that it took, and what bulks and usage add up."""
+
 _OF_BULK = sa.text("bulk_id IS NOT NULL")
 sa.Index(
     "results_bulk",

@@ -12,10 +12,9 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.expression import FunctionElement
 
 from models.db import AnyRow, metadata, now, upsert
-from models.results import NewResult
+from models.results import TOKENS, NewResult
 
 STATES = ("succeeded", "failed", "cancelled", "expired")
-TOKENS = ("prompt_tokens", "completion_tokens", "cached_tokens", "reasoning_tokens")
 
 table = sa.Table(
     "usage",
