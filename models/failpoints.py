@@ -4,7 +4,8 @@ STOKER_FAILPOINTS=`settle.committed=kill@0.1x3,lease.renew=pause:20` kills the p
 the first place, three times in all, and lets each visit to the second take 20 s longer. Actions: `kill` (SIGKILL to
 this process), `stop` (SIGSTOP: until somebody continues it), `pause:SECONDS`, `fail` (an OSError, as a broken disk
 would raise). Each act is a line `place pid seconds` in the file STOKER_FAILPOINTS_LOG, which is also what `x` counts,
-so that a process that is started again does not begin anew.
+so that a process that is started again does not begin anew. Where there is a file of that name with `.off` behind it,
+every place is passed.
 
 For tests alone, hence read here rather than in the settings: no operator is to find it among those.
 """
@@ -20,6 +21,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+OFF = ".off"
 _RULE = re.compile(r"([a-z._]+)=(kill|stop|fail|pause)(?::([0-9.]+))?(?:@([0-9.]+))?(?:x([0-9]+))?")
 
 
@@ -57,12 +59,16 @@ class Failpoints:
             raise FailpointError("STOKER_FAILPOINTS: xTIMES needs STOKER_FAILPOINTS_LOG, which has the count")
         self._rules = dict(rules)
         self._log = log
-        self._chance = random.Random(os.getpid())  # noqa: S311  # no secret
+        self._chance = random.Random()  # noqa: S311  # no secret
+        self._pid = os.getpid()
 
     def visit(self, place: str) -> None:
         """Do what the rules say for a place."""
+        if self._pid != os.getpid():
+            # Forked: with the draws of the parent every child of one web server would die at the same visit.
+            self._chance, self._pid = random.Random(), os.getpid()  # noqa: S311  # no secret
         rule = self._rules.get(place)
-        if rule is None or self._chance.random() >= rule.chance or self._is_used_up(place, rule):
+        if rule is None or self._chance.random() >= rule.chance or self._is_off() or self._is_used_up(place, rule):
             return
         if self._log is not None:
             with self._log.open("a") as log:
@@ -73,6 +79,9 @@ class Failpoints:
             raise OSError(f"the failpoint {place} was asked to fail")
         else:
             os.kill(os.getpid(), signal.SIGKILL if rule.action == "kill" else signal.SIGSTOP)
+
+    def _is_off(self) -> bool:
+        return self._log is not None and Path(f"{self._log}{OFF}").exists()
 
     def _is_used_up(self, place: str, rule: Rule) -> bool:
         if not rule.most or self._log is None or not self._log.exists():

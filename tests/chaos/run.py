@@ -106,6 +106,8 @@ class Run:
         self.load.start()
         time.sleep(2.0)
         break_it(chance)
+        # Their chances are small, but who has much to catch up with comes by often.
+        service.disarm()
         service.mend()
         self.load.stop()
         self.say("mended; waiting for quiet")

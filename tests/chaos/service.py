@@ -17,7 +17,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from models import schema
+from models import failpoints, schema
 from models.db import Database
 from stoker.processes import Ledger, kill_session
 from stoker.settings import load
@@ -167,6 +167,10 @@ class Service:
                 if time.monotonic() > until:
                     raise
                 time.sleep(0.3)
+
+    def disarm(self) -> None:
+        """Let every failpoint be passed from now on."""
+        Path(f"{self.hits}{failpoints.OFF}").touch()
 
     def mend(self) -> None:
         """Let everything work again."""

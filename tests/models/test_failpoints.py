@@ -36,6 +36,14 @@ def test_a_process_dies_as_often_as_asked(tmp_path: Path) -> None:
     assert [line.split()[0] for line in log.read_text().splitlines()] == ["here", "here"]
 
 
+def test_all_are_called_off(tmp_path: Path) -> None:
+    """A file beside the log lets every place be passed, by processes that run already too."""
+    log = tmp_path / "log"
+    assert visited("here=kill", log).returncode == -9
+    Path(f"{log}.off").touch()
+    assert visited("here=kill", log).stdout == "went on\n"
+
+
 def test_other_places_are_passed(tmp_path: Path) -> None:
     """A rule is for its own place."""
     assert visited("elsewhere=kill", tmp_path / "log").stdout == "went on\n"
@@ -57,6 +65,24 @@ def test_a_chance_is_a_chance(tmp_path: Path) -> None:
     for _ in range(400):
         points.visit("here")
     assert 50 < len((tmp_path / "log").read_text().splitlines()) < 160
+
+
+FORKS = """
+import os
+from models.failpoints import failpoint
+for _ in range(40):
+    if not (child := os.fork()):
+        failpoint('here')
+        os._exit(0)
+    os.waitpid(child, 0)
+"""
+
+
+def test_a_chance_is_another_one_in_each_child(tmp_path: Path) -> None:
+    """A web server that has loaded its rules forks its workers: they do not all die, or all live, at the same visit."""
+    environment = {"STOKER_FAILPOINTS": "here=kill@0.5", "STOKER_FAILPOINTS_LOG": str(tmp_path / "log")}
+    subprocess.run([sys.executable, "-c", FORKS], env=environment, cwd=Path.cwd(), check=True)
+    assert 0 < len((tmp_path / "log").read_text().splitlines()) < 40
 
 
 def test_what_cannot_be_read_is_refused() -> None:
