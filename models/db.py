@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -21,9 +20,10 @@ from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 
-from models import sqlite_file
+from models import postgres_session, sqlite_file
 from models.errors import DatabaseUnavailable
 from models.gate import Gate
+from models.postgres_session import LONGEST, LONGEST_OF_A_CROWD
 from models.silence import bound
 
 T = TypeVar("T")
@@ -35,16 +35,6 @@ metadata = sa.MetaData()
 
 Id = sa.String(64).with_variant(sa.String(64, collation="C"), "postgresql")
 """Ids are ASCII and ordered by time: bytewise comparison is right and the fastest."""
-
-_TIMEOUTS = "-c lock_timeout=5s -c idle_in_transaction_session_timeout=30s"
-LONGEST, LONGEST_OF_A_CROWD = 60, 8
-"""Seconds that PostgreSQL gives a statement; fewer behind a gate, where others wait for the place."""
-# Every query here has its index, but a plan made while a table was small, or for a lane that used to be full, reads
-# the whole table: with 300,000 jobs a cut took 145 ms (3 ms by index), the look for waiting jobs 163 ms (2 ms).
-_PLANS = "-c enable_seqscan=off -c jit=off"
-
-PING_AFTER = 1.0
-"""Seconds without use after which a pooled connection is asked whether it still lives."""
 
 _PG_DEADLOCK = frozenset({"40P01", "40001", "55P03"})
 _PG_AWAY = frozenset({"25006", "25P03", "25P04"})
@@ -254,40 +244,4 @@ def _engine(url: str, pool_size: int, longest: int) -> sa.Engine:
         sa.event.listen(engine, "connect", sqlite_file.prepare)
         sa.event.listen(engine, "begin", sqlite_file.begin)
         return engine
-    engine = sa.create_engine(
-        url,
-        pool_size=pool_size,
-        max_overflow=10,
-        pool_timeout=5,
-        # A frozen or cut-off client must not hold locks for ever, nor a hung server a client.
-        connect_args={
-            "connect_timeout": 5,
-            "keepalives_idle": 5,
-            "keepalives_interval": 2,
-            "keepalives_count": 3,
-            "tcp_user_timeout": 10_000,
-            "options": f"-c statement_timeout={longest}s {_TIMEOUTS} {_PLANS}",
-        },
-    )
-    _ping_the_idle(engine)
-    return engine
-
-
-def _ping_the_idle(engine: sa.Engine) -> None:
-    """Look whether a connection still lives before it is used, unless it was in use a moment ago.
-
-    `pool_pre_ping` asks each time: a fifth of what a POST costs.
-    """
-
-    def note(_connection: Any, record: Any) -> None:
-        record.info["used_at"] = time.monotonic()
-
-    def ping(connection: Any, record: Any, _proxy: Any) -> None:
-        if time.monotonic() - record.info.get("used_at", math.inf) > PING_AFTER:
-            try:
-                engine.dialect.do_ping(connection)
-            except engine.dialect.loaded_dbapi.Error as error:
-                raise sa.exc.DisconnectionError from error
-
-    sa.event.listen(engine, "checkin", note)
-    sa.event.listen(engine, "checkout", ping)
+    return postgres_session.engine(url, pool_size, longest)

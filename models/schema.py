@@ -30,6 +30,7 @@ from models import (
     idempotency,
     jobs,
     keys,
+    postgres_session,
     queue,
     results,
     sweeps,
@@ -163,8 +164,7 @@ def _for_a_step(database: Database) -> Iterator[sa.Connection]:
     with database.engine.connect() as connection:
         # A step that waits for a table keeps everybody from it who comes later: so not for long. It may work for long.
         connection.exec_driver_sql(f"SET lock_timeout = '{LOCK_WAIT:g}s'")
-        connection.exec_driver_sql("SET statement_timeout = 0")
-        connection.exec_driver_sql("SET idle_in_transaction_session_timeout = 0")
+        postgres_session.unlimited(connection)
         connection.commit()
         try:
             yield connection

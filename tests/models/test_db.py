@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from models import db, jobs
+from models import jobs, postgres_session
 from models.db import Database, among, is_id, micros, new_id, now, one_of
 from models.errors import DatabaseUnavailable
 from stoker import settings
@@ -182,7 +182,7 @@ def test_an_idle_connection_that_was_cut_is_replaced(
     postgres_database: Database, postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whoever asks next does not notice: a connection that was not used for a while is asked first."""
-    monkeypatch.setattr(db, "PING_AFTER", 0.0)
+    monkeypatch.setattr(postgres_session, "PING_AFTER", 0.0)
     with postgres_database.reading() as tx:
         mine = tx.execute(sa.select(sa.func.pg_backend_pid())).scalar_one()
     other = Database(settings.load(database_url=postgres_url).database)
@@ -191,3 +191,49 @@ def test_an_idle_connection_that_was_cut_is_replaced(
     other.close()
     with postgres_database.reading() as tx:
         assert tx.execute(sa.select(sa.func.pg_backend_pid())).scalar_one() != mine
+
+
+def test_a_client_that_vanishes_amid_its_statements_lets_go(
+    postgres_database: Database, postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of statements that are sent together the last are missing: the server knows no idleness there, but an end."""
+    (job,) = given.submitted(postgres_database, 1)
+    locked = sa.select(jobs.table.c.id).where(jobs.table.c.id == job).with_for_update()
+    monkeypatch.setattr(postgres_session, "LONGEST_TRANSACTION", 2)
+    vanished = Database(settings.load(database_url=postgres_url).database)
+    with vanished.engine.connect() as left:
+        left.execute(locked)
+        wire = left.connection.driver_connection.pgconn
+        wire.enter_pipeline_mode()
+        wire.send_query_params(b"SELECT 1", [])
+        wire.send_flush_request()
+        wire.flush()
+        started = time.monotonic()
+        with postgres_database.transaction() as tx:
+            assert tx.execute(locked).scalar_one() == job
+        assert time.monotonic() - started > 1.0
+        left.invalidate()
+    vanished.close()
+
+
+def test_a_server_looks_after_its_clients(postgres_database: Database) -> None:
+    """Its sessions notice a machine that is gone, and end a transaction whose client does not."""
+    with postgres_database.reading() as tx:
+        told = {
+            name: tx.execute(sa.select(sa.func.current_setting(name))).scalar_one()
+            for name in ("tcp_keepalives_idle", "idle_in_transaction_session_timeout", "transaction_timeout")
+        }
+    assert told == {
+        "tcp_keepalives_idle": "5",
+        "idle_in_transaction_session_timeout": "30s",
+        "transaction_timeout": "90s",
+    }
+
+
+def test_an_upgrade_takes_its_time(postgres_database: Database) -> None:
+    """Whatever may take long is told so, also in the middle of a transaction."""
+    with postgres_database.engine.connect() as connection:
+        postgres_session.unlimited(connection)
+        for name in ("statement_timeout", "idle_in_transaction_session_timeout", "transaction_timeout"):
+            assert connection.execute(sa.select(sa.func.current_setting(name))).scalar_one() == "0"
+        connection.invalidate()
