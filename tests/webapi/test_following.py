@@ -278,6 +278,7 @@ def test_reading_goes_on_after_redis_was_started_again() -> None:
 
 def test_many_read_at_once_over_few_connections(store: Any, redis_url: str) -> None:
     """They wait for each other."""
+    before = store.info("clients")["connected_clients"]  # of other tests too: the server is everybody's
     recorded = Recorded(load(engine="fake", redis_url=redis_url))
     piece = Piece(JOB, 1, 1, ["a"])
     store.xadd(streams.key(JOB), {streams.FIELD: streams.encode_one(piece)}, id="1-1")
@@ -288,7 +289,7 @@ def test_many_read_at_once_over_few_connections(store: Any, redis_url: str) -> N
     for thread in threads:
         thread.join(60)
     assert found == [[piece]] * 100
-    assert store.info("clients")["connected_clients"] < 40
+    assert store.info("clients")["connected_clients"] <= before + following.MOST_CONNECTIONS
     recorded.close()
 
 
