@@ -23,7 +23,6 @@ from sqlalchemy.sql.functions import FunctionElement
 from models import postgres_session, sqlite_file
 from models.errors import DatabaseUnavailable
 from models.gate import Gate
-from models.postgres_session import LONGEST, LONGEST_OF_A_CROWD
 from models.silence import bound
 
 T = TypeVar("T")
@@ -184,7 +183,7 @@ class Database:
         `gate`: who may use it, and how many wait. `silence`: seconds after which an answer is no longer waited for.
         """
         self._place = gate.place if gate is not None else nullcontext
-        self.engine = _engine(url, pool_size, LONGEST if gate is None else LONGEST_OF_A_CROWD)
+        self.engine = _engine(url, pool_size, crowded=gate is not None)
         if self.engine.dialect.name == "postgresql":
             bound(self.engine, silence)
         self.dialect = self.engine.dialect.name
@@ -237,11 +236,11 @@ def _outages() -> Iterator[None]:
         raise
 
 
-def _engine(url: str, pool_size: int, longest: int) -> sa.Engine:
+def _engine(url: str, pool_size: int, *, crowded: bool) -> sa.Engine:
     if url.startswith("sqlite"):
         wait = {"timeout": sqlite_file.PATIENCE}
         engine = sa.create_engine(url, pool_size=pool_size, max_overflow=10, connect_args=wait)
         sa.event.listen(engine, "connect", sqlite_file.prepare)
         sa.event.listen(engine, "begin", sqlite_file.begin)
         return engine
-    return postgres_session.engine(url, pool_size, longest)
+    return postgres_session.engine(url, pool_size, crowded=crowded)

@@ -59,14 +59,11 @@ class Failpoints:
             raise FailpointError("STOKER_FAILPOINTS: xTIMES needs STOKER_FAILPOINTS_LOG, which has the count")
         self._rules = dict(rules)
         self._log = log
-        self._chance = random.Random()  # noqa: S311  # no secret
-        self._pid = os.getpid()
+        # Without a state of its own: with the draws of the parent all children of one web server die at the same visit.
+        self._chance = random.SystemRandom()
 
     def visit(self, place: str) -> None:
         """Do what the rules say for a place."""
-        if self._pid != os.getpid():
-            # Forked: with the draws of the parent every child of one web server would die at the same visit.
-            self._chance, self._pid = random.Random(), os.getpid()  # noqa: S311  # no secret
         rule = self._rules.get(place)
         if rule is None or self._chance.random() >= rule.chance or self._is_off() or self._is_used_up(place, rule):
             return

@@ -30,8 +30,9 @@ _PLANS = "-c enable_seqscan=off -c jit=off"
 _KNOWS_TRANSACTIONS = 170_000
 
 
-def engine(url: str, pool_size: int, longest: int) -> sa.Engine:
-    """Return an engine whose sessions give a statement `longest` seconds; nothing is connected yet."""
+def engine(url: str, pool_size: int, *, crowded: bool) -> sa.Engine:
+    """Return an engine that is not connected yet; `crowded`: others wait for its connections."""
+    longest = LONGEST_OF_A_CROWD if crowded else LONGEST
     made = sa.create_engine(
         url,
         pool_size=pool_size,

@@ -56,6 +56,11 @@ class Pool:
             assert time.monotonic() < deadline, self.engine.upstreams()
             time.sleep(0.01)
 
+    def checked(self, times: int) -> None:
+        """Wait until every server was checked so many times more; the list is read again before each."""
+        before = [server.checks for server in self.servers]
+        self.until(lambda: all(one.checks >= was + times for one, was in zip(self.servers, before, strict=True)))
+
     def behind(self, *requests: Request, stop: threading.Event | None = None) -> tuple[threading.Thread, list[Outcome]]:
         """Run requests in another thread."""
         outcomes: list[Outcome] = []
@@ -209,11 +214,11 @@ def test_a_broken_file_changes_nothing(make: Make, tmp_path: Path) -> None:
         with structlog.testing.capture_logs() as logs:
             file.write_text(json.dumps([{"url": server.url, "api_key": "sk-secret", "max_connections": 0}]))
             pool.until(lambda: "max_connections" in str(logs))
-            time.sleep(1.2)
+            pool.checked(4)
         assert str(logs).count("entry 1: max_connections must be a whole number") == 1
         assert "sk-secret" not in str(logs)
         file.unlink()
-        time.sleep(0.8)
+        pool.checked(3)
         assert isinstance(pool.one(), Completion)
 
 
@@ -253,13 +258,16 @@ def test_keys(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd
         file = tmp_path / "upstreams.json"
         entries = [{"url": first.url, "api_key": "sk-first"}, {"url": second.url, "api_key_env": "SECOND_KEY"}]
         file.write_text(json.dumps(entries))
-        pool = make([first, second, third], upstreams=third.url, upstreams_file=file, upstream_api_key="sk-common")
-        assert all(isinstance(outcome, Completion) for outcome in pool.ask(*(chat(str(n)) for n in range(9))))
+        with structlog.testing.capture_logs() as logs:
+            pool = make([first, second, third], upstreams=third.url, upstreams_file=file, upstream_api_key="sk-common")
+            outcomes = pool.ask(*(chat(str(n)) for n in range(9)))
+        assert all(isinstance(outcome, Completion) for outcome in outcomes)
         assert all(server.finished == 3 for server in pool.servers)
         shown = repr(pool.engine._router.upstreams) + repr(
             [one.place for one in pool.engine._router.upstreams.values()]
         )
-        assert "sk-" not in shown + repr(pool.engine.upstreams()) + "".join(capfd.readouterr())
+        assert "upstream is up" in str(logs)
+        assert "sk-" not in shown + repr(pool.engine.upstreams()) + str(logs) + "".join(capfd.readouterr())
 
 
 def test_models_that_the_operator_named(make: Make, tmp_path: Path) -> None:
@@ -650,11 +658,10 @@ def test_a_slow_upstream_is_left_alone(make: Make) -> None:
         server.answer = lambda _body: Reply(until=end)
     running, outcomes = pool.behind(chat())
     pool.until(lambda: sum(server.in_flight for server in pool.servers) == 1)
-    checked = [server.checks for server in pool.servers]
     for _ in range(4):
         seen = pool.engine.last_progress()
         pool.until(lambda seen=seen: pool.engine.last_progress() > seen)  # type: ignore[misc]
-    pool.until(lambda: all(one.checks >= was + 4 for one, was in zip(pool.servers, checked, strict=True)))
+    pool.checked(4)
     assert outcomes == []
     end.set()
     running.join(60)

@@ -201,6 +201,7 @@ def test_a_client_that_vanishes_amid_its_statements_lets_go(
     locked = sa.select(jobs.table.c.id).where(jobs.table.c.id == job).with_for_update()
     monkeypatch.setattr(postgres_session, "LONGEST_TRANSACTION", 2)
     vanished = Database(settings.load(database_url=postgres_url).database)
+    started = time.monotonic()
     with vanished.engine.connect() as left:
         left.execute(locked)
         wire = left.connection.driver_connection.pgconn
@@ -208,7 +209,6 @@ def test_a_client_that_vanishes_amid_its_statements_lets_go(
         wire.send_query_params(b"SELECT 1", [])
         wire.send_flush_request()
         wire.flush()
-        started = time.monotonic()
         with postgres_database.transaction() as tx:
             assert tx.execute(locked).scalar_one() == job
         assert time.monotonic() - started > 1.0
