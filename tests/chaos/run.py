@@ -65,15 +65,17 @@ class Run:
     quiet_after: float = 0.0
     load: Load | None = None
 
-    def go(self, seconds: float, chosen: Sequence[Fault] | None = None, *, threads: int = 4) -> Findings:
-        """Load it and break it for so long; then mend, wait and check."""
+    def go(
+        self, seconds: float, chosen: Sequence[Fault] | None = None, *, threads: int = 4, most_rest: float = 6.0
+    ) -> Findings:
+        """Load it and break it for so long, with rests of a second or more between; then mend, wait and check."""
         until = time.monotonic() + seconds
 
         def break_it(chance: Random) -> None:
             usable = list(chosen if chosen is not None else faults.usable(self.service))
             while time.monotonic() < until:
                 self._break(chance, usable)
-                time.sleep(chance.uniform(1.0, 6.0))
+                time.sleep(chance.uniform(1.0, most_rest))
 
         return self._under_load(break_it, threads)
 

@@ -26,10 +26,10 @@ SABOTAGE = Path(__file__).parent / "sabotage"
     ],
 )
 def test_nothing_is_lost(seed: int, record_property: Callable[[str, str], None], *, sqlite: bool) -> None:
-    """Forty seconds of whatever a seed brings, then quiet: every promise is kept. `make chaos` runs longer ones."""
+    """Thirty seconds of whatever a seed brings, then quiet: every promise is kept. `make chaos` runs longer ones."""
     with disk() as small, service(sqlite=sqlite, environment={"STOKER_FAILPOINTS": armed(seed)}, disk=small) as found:
         run = Run(found, seed)
-        findings = run.go(40.0)
+        findings = run.go(30.0)
         record_property("chaos", run.headline(findings))
     assert findings.broken() == {}, run.summary(findings)
     assert findings.accepted
@@ -63,17 +63,17 @@ def test_a_crash_between_any_two_lines(record_property: Callable[[str, str], Non
     assert set(hits) == set(places), f"never reached: {set(places) - set(hits)}"
 
 
-# A little longer than the control's short lease, and so more of them in its time.
-FREEZES = [faults.freeze(name, 7.0, 9.0) for name in ("engine", SECOND)]
+# A little longer than the control's short lease and its sweeper take, and so more of them in its time.
+FREEZES = [faults.freeze(name, 6.0, 7.0) for name in ("engine", SECOND)]
 
 
-def control(name: str, *kinds: str, seconds: float = 45.0) -> Findings:
+def control(name: str, *kinds: str, seconds: float = 30.0) -> Findings:
     """Run with a safety taken out, under the faults that it is for."""
     chosen = [fault for fault in (*FREEZES, *faults.FAULTS) if fault.name in kinds][: len(kinds)]
     assert len(chosen) == len(kinds)
-    quick = {"STOKER_LEASE": "4", "STOKER_HEARTBEAT": "1", "PYTHONPATH": str(SABOTAGE / name)}
-    with service(environment=quick) as found:
-        return Run(found, 1, quiet_within=15.0).go(seconds, chosen, threads=10)
+    quick = {"STOKER_LEASE": "4", "STOKER_HEARTBEAT": "1", "STOKER_SWEEP_EVERY": "1"}
+    with service(environment={**quick, "PYTHONPATH": str(SABOTAGE / name)}) as found:
+        return Run(found, 1, quiet_within=10.0).go(seconds, chosen, threads=10, most_rest=2.0)
 
 
 @pytest.mark.postgres
