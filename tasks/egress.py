@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -102,7 +101,8 @@ class Egress:
         why = addresses.refusal(url, self._networks, self._ports)
         if why is not None:
             raise Refused(f"the URL {why}")
-        ends = time.monotonic() + within
+        came: aiohttp.ClientResponse | None = None
+        read = bytearray()
         try:
             async with (
                 asyncio.timeout(within),
@@ -112,31 +112,24 @@ class Egress:
                     headers=headers,
                     data=BytesIO(body),
                     allow_redirects=False,
-                ) as got,
+                ) as came,
             ):
-                return Answer(got.status, got.headers.get("retry-after"), await _read(got, ends))
-        except TimeoutError:
-            raise Unreachable(f"no answer within {within:g} s") from None
-        except (aiohttp.ClientError, OSError, ValueError) as error:
-            raise Unreachable(_reason(error)) from error
+                await _read(came, read)
+        except (TimeoutError, aiohttp.ClientError, OSError, ValueError) as error:
+            # Once the status has come, what is left of the body would change nothing.
+            if came is None:
+                raise Unreachable(_reason(error, within)) from error
+        return Answer(came.status, came.headers.get("retry-after"), bytes(read))
 
 
-async def _read(got: aiohttp.ClientResponse, ends: float) -> bytes:
-    read = bytearray()
-    try:
-        # A little sooner than the whole try, so that it is the body which is cut, not the answer that is lost.
-        async with asyncio.timeout(max(0.0, ends - time.monotonic() - 0.05)):
-            while len(read) < _MOST_READ:
-                chunk = await got.content.read(_MOST_READ - len(read))
-                if not chunk:
-                    break
-                read += chunk
-    except (TimeoutError, aiohttp.ClientError, OSError):
-        pass  # the status has come, and with it the decision: what is left of the body would change nothing
-    return bytes(read)
+async def _read(got: aiohttp.ClientResponse, into: bytearray) -> None:
+    while len(into) < _MOST_READ and (chunk := await got.content.read(_MOST_READ - len(into))):
+        into += chunk
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: Exception, within: float) -> str:
+    if isinstance(error, TimeoutError):
+        return f"no answer within {within:g} s"
     if isinstance(error, aiohttp.ClientConnectorDNSError):
         return "the name cannot be resolved"
     if isinstance(error, aiohttp.ClientConnectorCertificateError):

@@ -181,6 +181,18 @@ def test_the_status_counts_when_the_body_stalls(hooks: Receiver) -> None:
     assert (answer.status, answer.body) == (200, b"part")
 
 
+def test_a_pause_of_the_loop_costs_no_answer(hooks: Receiver) -> None:
+    """Whatever is due at the end of the time comes due at once then: a 200 that has come still counts."""
+    hooks.answer = lambda _: Reply(body=b"part", stalled=True)
+
+    async def run() -> egress.Answer:
+        async with egress.opened(LOOPBACK) as way:
+            asyncio.get_running_loop().call_later(1.9, time.sleep, 0.5)
+            return await way.post(f"{hooks.url}/", {}, b"{}", 2.0)
+
+    assert asyncio.run(run()) == egress.Answer(200, None, b"part")
+
+
 def test_a_receiver_that_hangs_is_left_when_the_time_is_up(hooks: Receiver) -> None:
     """No answer within the time is a failure that says so."""
     hooks.answer = hooks.hang
@@ -247,10 +259,10 @@ def test_failures_say_why_in_words(hooks: Receiver) -> None:
     for look in (nothing, answers()):
         with pytest.raises(egress.Unreachable, match="the name cannot be resolved"):
             post("http://nowhere.example.com/", look=look)
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        free = server.getsockname()[1]
-    with pytest.raises(egress.Unreachable, match="no connection: Connection refused") as refused:
-        post(f"http://closed.example.com:{free}/", look=answers("127.0.0.1"))
+    with socket.socket() as deaf:
+        deaf.bind(("127.0.0.1", 0))  # nobody else is given the port meanwhile
+        with pytest.raises(egress.Unreachable, match="no connection: Connection refused") as refused:
+            post(f"http://closed.example.com:{deaf.getsockname()[1]}/", look=answers("127.0.0.1"))
     assert "127.0.0.1" not in str(refused.value)
 
     def cut(_received: Received) -> Reply:
