@@ -41,7 +41,7 @@ class Load:
         self._url = url
         self._hook = hook
         self._pace = pace
-        self._seen: dict[str, tuple[str, Any]] = {}
+        self._seen: dict[str, tuple[str | None, Any]] = {}
         self._accepted: list[str] = []
         self._lock = threading.Lock()
         self._stop = threading.Event()
@@ -105,11 +105,16 @@ class Load:
         with self._lock:
             return chance.choice(self._accepted) if self._accepted else None
 
-    def look(self, job: dict[str, Any]) -> None:
-        """Compare a job with what was seen of it before: an end never changes."""
+    def end(self, job_id: str) -> str | None:
+        """Return the end of a job, if one was seen."""
+        return self._seen.get(job_id, (None, None))[0]
+
+    def look(self, job: dict[str, Any], ended: str | None) -> None:
+        """Compare a job with what was seen of it before, `ended` before it was asked for: an end never changes."""
         if job["state"] not in FINAL:
-            if job["id"] in self._seen:
-                self.violate(f"job {job['id']} was {self._seen[job['id']][0]} and is {job['state']}")
+            # Not by what is seen by now: another client may have asked later and be here sooner.
+            if ended is not None:
+                self.violate(f"job {job['id']} was {ended} and is {job['state']}")
             return
         now = (job["state"], repr(job.get("result")))
         with self._lock:
@@ -237,16 +242,18 @@ class _Client:
 
     def _poll(self) -> None:
         if (job_id := self._load.pick(self._chance)) is not None:
-            self._shown(job_id, self._http.get(f"/v1/jobs/{job_id}"))
+            ended = self._load.end(job_id)
+            self._shown(job_id, ended, self._http.get(f"/v1/jobs/{job_id}"))
 
     def _wait(self) -> None:
         if (job_id := self._load.pick(self._chance)) is not None:
-            self._shown(job_id, self._http.get(f"/v1/jobs/{job_id}", params={"wait": 3}))
+            ended = self._load.end(job_id)
+            self._shown(job_id, ended, self._http.get(f"/v1/jobs/{job_id}", params={"wait": 3}))
 
-    def _shown(self, job_id: str, answer: httpx.Response) -> None:
+    def _shown(self, job_id: str, ended: str | None, answer: httpx.Response) -> None:
         self._load.count(f"poll {answer.status_code}")
         if answer.status_code == 200:
-            self._load.look(answer.json())
+            self._load.look(answer.json(), ended)
         elif answer.status_code not in {429, 503}:
             self._load.violate(f"looking at the accepted job {job_id} was answered {answer.status_code}")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 
@@ -116,14 +117,15 @@ def test_connections_are_cut(proxy: Proxy) -> None:
     proxy.be("refuse")
     with pytest.raises(OSError, match=r"reset|refused"):
         connected(proxy)
-    until(lambda: proxy.connections() == 0, 10)
+    until(lambda: proxy.connections() == 0)
 
 
 def test_it_is_slow(proxy: Proxy) -> None:
     """Every block takes its time."""
     with connected(proxy) as link:
         proxy.be("delay", 0.3)
+        started = time.monotonic()
         link.sendall(b"second")
-        assert silent(link, 0.1)
-        link.settimeout(10)
+        link.settimeout(30)
         assert link.recv(100) == b"second"
+        assert time.monotonic() - started >= 0.3

@@ -133,8 +133,12 @@ def test_hang(make: Make) -> None:
         (outcome,) = subject.ask(subject.chat("late", "[[hang]]", timeout=0.3))
         assert isinstance(outcome, Rejection)
 
+    def abort() -> None:
+        until(lambda: subject.engine._runner._tasks)  # type: ignore[attr-defined]  # else it is lost
+        subject.engine.abort(["gone"])
+
     def aborted() -> None:
-        threading.Timer(0.3, subject.engine.abort, [["gone"]]).start()
+        threading.Timer(0.3, abort).start()
         assert subject.ask(subject.chat("gone", "[[hang]]")) == []
 
     def stopped() -> None:

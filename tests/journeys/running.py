@@ -77,7 +77,10 @@ class Up:
 
 def stands_still(pid: int) -> bool:
     """Tell whether every thread of a process is stopped; a signal only asks for that."""
-    stats = [entry.read_text(errors="replace") for entry in Path("/proc", str(pid), "task").glob("*/stat")]
+    try:
+        stats = [entry.read_text(errors="replace") for entry in Path("/proc", str(pid), "task").glob("*/stat")]
+    except OSError:  # a thread has ended between the list and the look
+        return False
     return all(stat.rpartition(")")[2].split()[0] == "T" for stat in stats)
 
 

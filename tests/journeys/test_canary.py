@@ -27,7 +27,7 @@ from tests.journeys.running import Up, left_of
 from tests.receivers import Receiver, Reply, receiver
 from tests.tasks.inprocess import until
 
-pytestmark = [pytest.mark.journey, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.journey, pytest.mark.timeout(600)]
 
 REQUESTS = 1000
 AT_ONCE = 8
@@ -232,7 +232,7 @@ def test_no_secret_prompt_or_output_is_told(data: Path, failing: Receiver) -> No
         away = f"http://127.0.0.1:{servers.free_port()}"
         wanted = requests(failing.url, away, _prepared(client, canary, failing.url))
         statuses, wrong = _listed(client, canary, wanted)
-        until(lambda: _ended(data), 120)
+        until(lambda: _ended(data), 300)
         metrics = client.get("/metrics").content
         assert canary.found_in(_processes(data)) == []
     assert sum(statuses.values()) == REQUESTS
@@ -266,7 +266,7 @@ def _owner(data: Path) -> str:
 
 def _login(client: httpx.Client, key: str) -> str:
     """Log in to the dashboard, and return the cookie."""
-    until(lambda: 'name="csrf"' in client.get("/dashboard").text, 10)
+    until(lambda: 'name="csrf"' in client.get("/dashboard").text)
     token = client.get("/dashboard").text.split('name="csrf" value="')[1].split('"')[0]
     assert client.post("/dashboard/login", data={"key": f"{key}x", "csrf": token}).status_code == 401
     answer = client.post("/dashboard/login", data={"key": key, "csrf": token})

@@ -49,7 +49,7 @@ def test_events_reach_endpoints(data: Path) -> None:
             bulk = client.bulk([f"prompt {nth}" for nth in range(LINES)])
             client.wait_bulk(bulk.id, 60)
         until(lambda: len(events(hooks.received, "/lines")) == LINES + 1, 60)
-        until(lambda: len(events(hooks.received, "/ends")) == 2, 30)
+        until(lambda: len(events(hooks.received, "/ends")) == 2)
         assert {event["data"]["id"] for event in events(hooks.received, "/ends")} == {bulk.id, response.id}
         assert len({event["id"] for event in events(hooks.received, "/lines")}) == LINES + 1
         requests = [came for came in hooks.received if came.path == "/lines"]

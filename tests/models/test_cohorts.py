@@ -226,7 +226,9 @@ def test_the_rest_is_sixteen_times_as_long_as_the_job_ran(database: Database, ra
     given.change(database, batches.table, claimed_at=now() - ran)
     crash(database, mine)
     (ended,) = given.rows(database, batches.table)
-    assert given.job(database, job_id).run_at - ended.finished_at == pytest.approx(rest, abs=1.0)
+    late = ended.finished_at - ended.claimed_at - ran  # on a busy machine it ran for longer than that
+    expected = min(900.0, rest + 16 * late) if rest else 0.0
+    assert given.job(database, job_id).run_at - ended.finished_at == pytest.approx(expected, abs=1.0)
 
 
 def vanish(database: Database, mine: Incarnation, *, charge: bool = True) -> cohorts.Crash:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import sqlite3
@@ -79,6 +80,12 @@ def the_one(findings: Iterator[Finding] | list[Finding], check: str, status: str
     return one
 
 
+def lasting(finding: Finding, what: str) -> int:
+    """Return for how many seconds something is said to be so; it went on until it was looked at."""
+    (seconds,) = re.findall(rf"{what} for (\d+) s", finding.says)
+    return int(seconds)
+
+
 def stoker(*arguments: object, **environment: str) -> Result:
     """Run a command in this process."""
     return CliRunner().invoke(app, [str(part) for part in arguments], env=environment, catch_exceptions=False)
@@ -120,9 +127,8 @@ def test_a_sweeper_that_is_gone(age: float | None, well: Database, settings: Set
 def test_a_silent_engine(well: Database, settings: Settings) -> None:
     """It says that it is live, and gave no sign of life for half a minute."""
     aged(engines.table, "seen_at", 30.0)(well)
-    the_one(
-        checks_queue.queue(settings), "engine", "problem", "engine (process 1 on host)", "silent for 30 s", "frozen"
-    )
+    one = the_one(checks_queue.queue(settings), "engine", "problem", "engine (process 1 on host)", "frozen")
+    assert 30 <= lasting(one, "silent") < 60
 
 
 def test_an_engine_that_was_taken_away(well: Database, settings: Settings) -> None:
@@ -136,7 +142,8 @@ def test_an_engine_that_was_taken_away(well: Database, settings: Settings) -> No
 def test_an_engine_that_loads(age: float, status: str, well: Database, settings: Settings) -> None:
     """It may take its time, not for ever."""
     _update(well, engines.table, {"state": "starting", "started_at": now() - age})
-    the_one(checks_queue.queue(settings), "engine", status, f"loading for {age:.0f} s")
+    one = the_one(checks_queue.queue(settings), "engine", status)
+    assert age <= lasting(one, "loading") < age + 30
 
 
 def test_no_engine(well: Database, settings: Settings) -> None:
@@ -538,10 +545,10 @@ def test_a_part_that_hangs_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
         raise RuntimeError("no such thing")
         yield
 
-    found = doctor.in_time({"database": hangs, "redis": fails, "web": lambda: iter([])}, 0.2)
+    found = doctor.in_time({"database": hangs, "redis": fails, "web": lambda: iter([])}, 3.0)
     never.set()
     assert [one.check for one in found] == ["database", "database", "redis"]
-    assert "did not end within 0.2 s" in found[1].says
+    assert "did not end within 3 s" in found[1].says
     assert "RuntimeError: no such thing" in found[2].says
     assert worst(found) == "problem"
 

@@ -59,12 +59,12 @@ def test_an_endpoint_from_python(url: str, hooks: Receiver) -> None:
         assert client.verify_webhook(came.body, came.headers, made.signing_secret)["type"] == "job.cancelled"
         job = client.submit(prompt="hi", model="fake")
         client.cancel(job.id)
-        until(lambda: [one.state for one in client.deliveries.list(job_id=job.id)] == ["delivered"], 10)
+        until(lambda: [one.state for one in client.deliveries.list(job_id=job.id)] == ["delivered"])
         (delivery,) = client.deliveries.list(job_id=job.id)
         with pytest.raises(StokerAPIError):
             client.deliveries.get("msg_0")
         assert client.deliveries.redeliver(delivery.id).state == "pending"
-        until(lambda: client.deliveries.get(delivery.id).state == "delivered", 10)
+        until(lambda: client.deliveries.get(delivery.id).state == "delivered")
         assert [one["status_code"] for one in client.deliveries.get(delivery.id).tries] == [200, 200]
         assert client.deliveries.redeliver_many(endpoint_id=made.id, state="failed").redelivered == 0
         assert not client.webhook_endpoints.update(made.id, enabled=False, coalesce=None).enabled
@@ -101,7 +101,7 @@ def test_an_endpoint_from_the_command_line(url: str, hooks: Receiver) -> None:
     assert "0 deliveries" in stoker(url, "redeliver", "--endpoint", made["id"]).stdout  # a test is not sent again
     with Client(url) as client:
         client.cancel(client.submit(prompt="hi", model="fake").id)
-        until(lambda: client.deliveries.list(state="delivered", event="job.cancelled"), 10)
+        until(lambda: client.deliveries.list(state="delivered", event="job.cancelled"))
     delivered = ("--endpoint", made["id"], "--state", "delivered")
     assert "1 deliveries" in stoker(url, "redeliver", *delivered).stdout
     stoker(url, "redeliver", status=2)

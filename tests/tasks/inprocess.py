@@ -91,6 +91,14 @@ def worker(database: Database, settings: Settings, bell: Bell, engine: Engine | 
     return made
 
 
+def end(one: Worker) -> None:
+    """End a worker as its process would, and wait for its threads: they look at the queue behind their last batch."""
+    one.drain()
+    until(lambda: not one.in_flight())
+    one.close()
+    one._realtime.shutdown()
+
+
 def states(database: Database) -> dict[str, int]:
     """Return the number of jobs in each state."""
     counted = sa.select(jobs.table.c.state, sa.func.count()).group_by(jobs.table.c.state)

@@ -15,25 +15,47 @@ from models import bulk_leases, bulks
 from models.db import AnyRow, Database
 from models.storage import Storage
 from stoker.settings import Settings
-from tasks import ingest
+from tasks import ingest, tending
 from tasks.bulk_sources import Source, rules_of
 from tasks.lines import BLOCK
 from tests.tasks.test_bulks import Service, chats, interrupted
 
 PIECES = 12
-PAUSE = 0.2
+PAUSE = 2.0
+LEASE = 15.0
 BLANK = b"\n" * (3 * BLOCK)
 kinds = pytest.mark.parametrize("form", ["jsonl", "csv"])
 some = pytest.mark.parametrize(("form", "packed"), [("jsonl", True), ("csv", False)], ids=["jsonl-gzip", "csv-plain"])
 packings = pytest.mark.parametrize("packed", [False, True], ids=["plain", "gzip"])
 
 
-class SlowStorage(Storage):
-    """Takes 2.4 seconds to read anything, and calls `between` all the time."""
+class Later:
+    """Stands for the module `time` where tenders look at it: seconds pass there as they are told to."""
 
-    def __init__(self, place: str, between: Callable[[], None]) -> None:
+    sleep = staticmethod(time.sleep)
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._passed = 0.0
+
+    def monotonic(self) -> float:
+        """Return the time, with the seconds that have passed."""
+        return time.monotonic() + self._passed
+
+    def passes(self, seconds: float) -> None:
+        """Let seconds pass: leases run out sooner by so much."""
+        self._passed += seconds
+        with self._database.transaction() as tx:
+            tx.execute(sa.update(bulks.table).values(lease_until=bulks.table.c.lease_until - seconds))
+
+
+class SlowStorage(Storage):
+    """Takes longer than a lease to read anything, and calls `between` all the time."""
+
+    def __init__(self, place: str, between: Callable[[], None], time: Later) -> None:
         super().__init__(place)
         self._between = between
+        self._time = time
         self.given = 0
 
     def read(self, key: str, start: int = 0) -> Iterator[bytes]:
@@ -41,7 +63,7 @@ class SlowStorage(Storage):
         whole = b"".join(super().read(key, start))
         size = max(1, -(-len(whole) // PIECES))
         for at in range(0, len(whole), size):
-            time.sleep(PAUSE)
+            self._time.passes(PAUSE)
             self._between()
             self.given += 1
             yield whole[at : at + size]
@@ -49,9 +71,17 @@ class SlowStorage(Storage):
 
 @pytest.fixture
 def service(database: Database, settings: Settings) -> Service:
-    """Return a service whose leases are short, with room for millions of lines."""
+    """Return a service with room for millions of lines."""
     Path(settings.data).mkdir(parents=True, exist_ok=True)
-    return Service(database, settings.model_copy(update={"lease": 1.5, "max_bulk_lines": 10_000_000}))
+    return Service(database, settings.model_copy(update={"lease": LEASE, "max_bulk_lines": 10_000_000}))
+
+
+@pytest.fixture
+def later(database: Database, monkeypatch: pytest.MonkeyPatch) -> Later:
+    """Return the time of tenders."""
+    made = Later(database)
+    monkeypatch.setattr(tending, "time", made)
+    return made
 
 
 def limited(service: Service, **values: int) -> None:
@@ -86,32 +116,32 @@ def alone(service: Service, bulk_id: str) -> Callable[[], None]:
 
 
 @some
-def test_lines_behind_many_blank_ones_become_jobs(service: Service, form: str, *, packed: bool) -> None:
+def test_lines_behind_many_blank_ones_become_jobs(service: Service, later: Later, form: str, *, packed: bool) -> None:
     """The reading takes longer than a lease, and nobody else is given the bulk meanwhile."""
     bulk_id = stored(service, form, BLANK + rows(form, 2), packed=packed)
-    service.storage = SlowStorage(service.settings.storage, alone(service, bulk_id))
+    service.storage = SlowStorage(service.settings.storage, alone(service, bulk_id), later)
     row = service.tend(bulk_id)
     assert (row.state, row.total, row.ingest_done) == ("running", 2, True)
     first = len(BLANK) + len(header(form).splitlines()) + 1
     assert [job.line_no for job in service.jobs(bulk_id)] == [first, first + 1]
 
 
-def test_a_batch_is_held_while_it_is_looked_through(service: Service) -> None:
+def test_a_batch_is_held_while_it_is_looked_through(service: Service, later: Later) -> None:
     """Validation reads as long, and holds it as well."""
     limited(service, max_batch_lines=1_000_000)
     bulk_id = service.batch(BLANK + chats(2, batch=True))
-    service.storage = SlowStorage(service.settings.storage, alone(service, bulk_id))
+    service.storage = SlowStorage(service.settings.storage, alone(service, bulk_id), later)
     row = service.tend(bulk_id)
     assert (row.state, row.total, row.report) == ("running", 2, {"lines": 2})
 
 
 @kinds
-def test_a_far_place_is_come_to_again(service: Service, form: str) -> None:
+def test_a_far_place_is_come_to_again(service: Service, later: Later, form: str) -> None:
     """A tender that takes over keeps its hold while it looks for where the one before it was."""
     bulk_id = stored(service, form, rows(form, 600), packed=True)
     interrupted(service, bulk_id, after=1)
     assert service.row(bulk_id).total == 200
-    service.storage = SlowStorage(service.settings.storage, alone(service, bulk_id))
+    service.storage = SlowStorage(service.settings.storage, alone(service, bulk_id), later)
     row = service.tend(bulk_id)
     assert (row.state, row.total, row.ingest_done) == ("running", 600, True)
     assert len({job.line_no for job in service.jobs(bulk_id)}) == 600
@@ -156,7 +186,7 @@ def test_some_blank_lines_at_the_end_are_not_too_many(service: Service, blank: i
     assert (row.total, row.errors[0]["code"] if row.errors else None) == (50, code)
 
 
-def test_who_lost_a_bulk_stops_to_read_it(service: Service) -> None:
+def test_who_lost_a_bulk_stops_to_read_it(service: Service, later: Later) -> None:
     """A tender whose bulk another has takes not much more of the input, and stores nothing."""
     bulk_id = service.bulk(BLANK + chats(2))
 
@@ -164,7 +194,7 @@ def test_who_lost_a_bulk_stops_to_read_it(service: Service) -> None:
         with service.database.transaction() as tx:
             tx.execute(sa.update(bulks.table).values(holder="tender_other"))
 
-    storage = service.storage = SlowStorage(service.settings.storage, steal)
+    storage = service.storage = SlowStorage(service.settings.storage, steal, later)
     row = service.tend(bulk_id)
     assert storage.given <= 3
     assert (row.holder, row.total, row.line) == ("tender_other", 0, 0)

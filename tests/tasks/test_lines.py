@@ -131,11 +131,11 @@ def test_a_huge_line_is_never_held(block: bytes) -> None:
 def test_ten_million_blank_lines_take_seconds_and_no_memory() -> None:
     """Nothing but newlines, in one block: counted within seconds."""
     whole = b"\n" * (10 * MB)
-    started = time.monotonic()
+    started = time.process_time()  # of this process: the machine may be busy
     reader = read_lines([whole], MB)
     assert not any(line.data for line in reader)
     assert reader.number == reader.offset == 10 * MB
-    assert time.monotonic() - started < 10
+    assert time.process_time() - started < 10
     with memory_below(16 * MB):
         assert not any(line.data for line in read_lines([whole[:MB]], MB))
 
@@ -221,9 +221,9 @@ def test_broken_gzip_is_refused(packed: bytes) -> None:
 
 def test_many_empty_members_are_no_trap() -> None:
     """A file of hundreds of thousands of empty members is read in seconds."""
-    started = time.monotonic()
+    started = time.process_time()  # of this process: the machine may be busy
     assert list(gunzipped([gzip.compress(b"") * 200_000], 10)) == []
-    assert time.monotonic() - started < 10
+    assert time.process_time() - started < 10
 
 
 @given(st.lists(st.binary(max_size=5)), st.integers(0, 30))

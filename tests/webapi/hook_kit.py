@@ -17,7 +17,7 @@ from tasks import webhook
 
 def opened(settings: Settings, **more: Any) -> Settings:
     """Return settings under which webhooks may go to loopback, and are tried again at once."""
-    hooks = {"webhook_allow_cidrs": "127.0.0.0/8", "webhook_schedule": "0,0,0", "webhook_timeout": 3.0}
+    hooks = {"webhook_allow_cidrs": "127.0.0.0/8", "webhook_schedule": "0,0,0", "webhook_timeout": 30.0}
     return settings.model_copy(update=hooks | more)
 
 

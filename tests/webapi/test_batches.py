@@ -220,6 +220,7 @@ def test_the_same_key_is_the_same_batch(service: Service, where: str) -> None:
     assert len(service.rows()) == 1
 
 
+@pytest.mark.usefixtures("unhurried")
 def test_many_at_once_with_one_key(app: Flask, service: Service) -> None:
     """Of 20 requests at once comes one batch."""
 

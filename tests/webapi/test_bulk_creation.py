@@ -309,6 +309,7 @@ def test_the_same_key_is_the_same_bulk(service: Service) -> None:
     assert len([path for path in Path(service.context.settings.storage).rglob("*") if path.is_file()]) == 1
 
 
+@pytest.mark.usefixtures("unhurried")
 def test_many_at_once_with_one_key(app: Flask, service: Service) -> None:
     """Of 20 uploads at once with one key comes one bulk; some may be told 409 while another is stored."""
 

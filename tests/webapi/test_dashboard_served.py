@@ -43,7 +43,7 @@ def test_every_process_knows_a_login(web: Web, sqlite_database: Database) -> Non
             assert browser.post("/dashboard/login", data=form, headers=close).status_code == 303
             for _ in range(5):
                 assert browser.get("/v1/jobs", headers=close).status_code == 200
-    assert httpx.post(f"{web.url}/dashboard/login", data=form).status_code == 403
+    assert httpx.post(f"{web.url}/dashboard/login", data=form, timeout=60).status_code == 403
 
 
 class Hasty(Web):
@@ -82,7 +82,7 @@ def trickled(port: int, path: str, cookies: str) -> bytes:
     with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
         connection.sendall("\r\n".join([*head, "", "csrf="]).encode())
         while not select.select([connection], [], [], 0.2)[0]:
-            assert time.monotonic() - started < 20
+            assert time.monotonic() - started < 60
             connection.sendall(b"x")
         assert time.monotonic() - started >= 1
         return connection.recv(13)
@@ -91,7 +91,7 @@ def trickled(port: int, path: str, cookies: str) -> bytes:
 def test_no_answer_tells_a_version(web: Web) -> None:
     """Not of the server, nor of what it is written in, whatever is asked."""
     for path in ("/livez", "/nothing", "/docs", "/dashboard", "/static/dashboard.css", "/v1/jobs?limit=x"):
-        answer = httpx.get(f"{web.url}{path}")
+        answer = httpx.get(f"{web.url}{path}", timeout=60)
         assert answer.headers["server"] == "gunicorn"
         assert "x-powered-by" not in answer.headers
         assert answer.headers["x-frame-options"] == "DENY"
@@ -101,6 +101,7 @@ def test_a_proxy_that_ends_tls_makes_cookies_secure(web: Web, sqlite_database: D
     """A proxy of this machine says that the browser came by https; the cookies are then for https alone."""
     with sqlite_database.transaction() as tx:
         keys.create(tx, "alice")
-    plain = httpx.get(f"{web.url}/dashboard").headers["set-cookie"]
-    proxied = httpx.get(f"{web.url}/dashboard", headers={"X-Forwarded-Proto": "https"}).headers["set-cookie"]
+    plain = httpx.get(f"{web.url}/dashboard", timeout=60).headers["set-cookie"]
+    https = {"X-Forwarded-Proto": "https"}
+    proxied = httpx.get(f"{web.url}/dashboard", headers=https, timeout=60).headers["set-cookie"]
     assert ("Secure" in plain, "Secure" in proxied) == (False, True)

@@ -54,7 +54,7 @@ def test_a_delivery_can_be_followed_and_sent_once_more(
     hooks.answer = lambda _: Reply(500, body=b"no")
     with sending(database, settings):
         job_id = cancelled(client, f"{hooks.url}/hook")
-        until(lambda: the_one(client)["state"] == "failed", 20)
+        until(lambda: the_one(client)["state"] == "failed")
         failed = the_one(client)
         assert (failed["event"], failed["job_id"], failed["endpoint_id"]) == ("job.cancelled", job_id, None)
         assert (failed["status_code"], failed["answer"], failed["attempts"]) == (500, "no", 3)
@@ -62,7 +62,7 @@ def test_a_delivery_can_be_followed_and_sent_once_more(
         hooks.answer = lambda _: Reply(204, body=b"")
         answer = client.post(f"{PATH}/{failed['id']}/redeliver")
         assert (answer.status_code, answer.get_json()["state"]) == (202, "pending")
-        until(lambda: the_one(client)["state"] == "delivered", 20)
+        until(lambda: the_one(client)["state"] == "delivered")
     done = the_one(client)
     assert [(one["attempt"], one["status_code"]) for one in done["tries"]] == [(1, 500), (2, 500), (3, 500), (4, 204)]
     assert done["tries"][-1]["at"] == done["delivered_at"]

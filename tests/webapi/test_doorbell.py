@@ -68,11 +68,13 @@ def test_a_ring_is_a_task_for_the_collector(doorbell: Doorbell, redis_url: str) 
 
 def test_a_ring_for_a_bulk_is_a_task_for_its_tender(doorbell: Doorbell, redis_url: str) -> None:
     """It names the bulk, in the queue of the tenders; many within 20 ms are one."""
+    started = time.monotonic()
     for _ in range(10):
         doorbell.ring_bulk("bulk_1")
+    took = time.monotonic() - started  # a machine that pauses meanwhile
     until(lambda: rings(redis_url, "bulk"))
     assert all(sent[:2] == ("tasks.bulks.tend", ["bulk_1"]) for sent in rings(redis_url, "bulk"))
-    assert len(rings(redis_url, "bulk")) <= 2
+    assert len(rings(redis_url, "bulk")) <= 2 + took / 0.02
     assert rings(redis_url) == []
 
 
@@ -118,9 +120,11 @@ def test_it_works_in_a_child_process(redis_url: str) -> None:
     until(lambda: rings(redis_url))
     child = os.fork()
     if child == 0:
-        bell.ring("m", "child")
-        time.sleep(2)
-        os._exit(0)
+        try:
+            bell.ring("m", "child")
+            until(lambda: "child" in {arguments[1] for _, arguments, _ in rings(redis_url)})
+        finally:
+            os._exit(0)
     os.waitpid(child, 0)
     bell.ring("m", "again")
     until(lambda: {"parent", "child", "again"} <= {arguments[1] for _, arguments, _ in rings(redis_url)})

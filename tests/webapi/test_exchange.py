@@ -49,6 +49,7 @@ def keys(database: Database) -> list[str]:
     return [row.key for row in given.rows(database, idempotency.table)]
 
 
+@pytest.mark.usefixtures("unhurried")
 @pytest.mark.parametrize("path", [CHATS, "/v1/completions", "/v1/embeddings", "/v1/responses"])
 def test_fifty_at_once_are_one_job(app: Flask, played: Played, path: str) -> None:
     """One waits; the others are told to come again, and then get its answer, byte for byte, of the same job."""
@@ -57,6 +58,7 @@ def test_fifty_at_once_are_one_job(app: Flask, played: Played, path: str) -> Non
     job_id = played.start().job_id
     until(lambda: sum(one.status == 409 for one in crowd) == 49, 60)
     busy = next(one for one in crowd if one.status == 409)
+    busy.done()  # its status is there before its body
     assert busy.json["error"]["code"] == "idempotency_key_busy"
     assert busy.headers["Retry-After"] == "1"
     assert "X-Should-Retry" not in busy.headers
@@ -149,6 +151,7 @@ def test_an_answer_that_was_lost_on_its_way_is_kept(
     assert (again.done(), again.text, again.headers["X-Stoker-Job"]) == (200, "one two", stream.job_id)
 
 
+@pytest.mark.usefixtures("unhurried")
 @pytest.mark.parametrize("gone", ["expired", "deleted"])
 def test_a_job_that_is_gone_is_made_anew(app: Flask, played: Played, database: Database, gone: str) -> None:
     """Its key is as good as new when it expired with nobody waiting, or was deleted; fifty at once still make one."""
@@ -238,9 +241,9 @@ def test_a_server_killed_behind_its_commit_owes_nothing(
     job_id = played.start().job_id
     other = Web(database_url, redis_url, tmp_path)
     try:
-        assert httpx.post(f"{other.ready().url}{CHATS}", json=CHAT, headers=KEY).status_code == 409
+        assert httpx.post(f"{other.ready().url}{CHATS}", json=CHAT, headers=KEY, timeout=60).status_code == 409
         played.end(job_id)
-        again = httpx.post(f"{other.url}{CHATS}", json=CHAT, headers=KEY)
+        again = httpx.post(f"{other.url}{CHATS}", json=CHAT, headers=KEY, timeout=60)
         assert (again.status_code, again.json(), again.headers["X-Stoker-Job"]) == (200, ANSWER, job_id)
     finally:
         other.end()

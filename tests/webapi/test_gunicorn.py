@@ -24,6 +24,7 @@ from models.db import Database, new_id
 from models.ends import Settled
 from models.results import NewResult
 from tests import servers
+from tests.tasks.inprocess import until
 from webapi.gunicorn_worker import Worker
 
 pytestmark = pytest.mark.journey
@@ -133,13 +134,20 @@ def hold(web: Web, request: str, count: int, held: ExitStack) -> list[socket.soc
     return made
 
 
+def is_let_go(web: Web, connection: socket.socket) -> bool:
+    """Tell whether the server has closed its end of a connection: who reads nothing is told of it by /proc alone."""
+    ours = [f"{number:04X}" for number in (web.port, connection.getsockname()[1])]
+    lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()]
+    return not any([end[-4:] for end in line[1:3]] == ours and line[3] == "01" for line in lines)
+
+
 @pytest.mark.parametrize("chunked", [False, True])
 def test_a_body_of_100_mb_is_refused(web: Web, chunked: bool) -> None:
     """A client that sends all of it before it reads gets a 413, and the server did not keep the body."""
     before = resident(web.process.pid)
     assert post_large(web, 100 * 2**20, chunked=chunked) == 413
     assert resident(web.process.pid) - before < (50 if chunked else 20) * 2**20
-    assert httpx.get(f"{web.url}/livez").status_code == 200
+    assert httpx.get(f"{web.url}/livez", timeout=60).status_code == 200
 
 
 def test_the_413_comes_before_the_body(web: Web) -> None:
@@ -154,7 +162,9 @@ def test_the_413_comes_before_the_body(web: Web) -> None:
 @pytest.fixture
 def crowd(database_url: str, redis_url: str, tmp_path: Path) -> Iterator[tuple[Web, str, list[socket.socket]]]:
     """Return a web server, a job, and the connections of a hundred who wait for it: as many as may."""
-    web = Web(database_url, redis_url, tmp_path, STOKER_MAX_WAITERS="100").ready()
+    # Answers to a hundred may take longer than the five seconds after which gunicorn kills what is left of it.
+    patient = {"GUNICORN_CMD_ARGS": "--graceful-timeout 60"}
+    web = Web(database_url, redis_url, tmp_path, STOKER_MAX_WAITERS="100", **patient).ready()
     try:
         job_id = httpx.post(f"{web.url}/v1/jobs", json={"prompt": "hi"}, timeout=60).json()["id"]
         with ExitStack() as held:
@@ -191,7 +201,7 @@ def test_who_hangs_up_while_waiting_gives_its_place_back(database_url: str, redi
     """A crowd that waits and goes leaves room for the next at once, not when its seconds have passed."""
     web = Web(database_url, redis_url, tmp_path, STOKER_MAX_WAITERS="4").ready()
     try:
-        job_id = httpx.post(f"{web.url}/v1/jobs", json={"prompt": "hi"}).json()["id"]
+        job_id = httpx.post(f"{web.url}/v1/jobs", json={"prompt": "hi"}, timeout=60).json()["id"]
         request = f"GET /v1/jobs/{job_id}?wait=55 HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode()
         waited = f"{web.url}/v1/jobs/{job_id}?wait=0.1"
         with ExitStack() as crowd:
@@ -200,7 +210,7 @@ def test_who_hangs_up_while_waiting_gives_its_place_back(database_url: str, redi
                 one.sendall(request)
             (refused,) = select.select(sockets, [], [], 60)[0]
             assert refused.recv(100).startswith(b"HTTP/1.1 503")
-            assert httpx.get(waited).status_code == 503
+            assert httpx.get(waited, timeout=60).status_code == 503
         until_status(waited, 200)
     finally:
         web.end()
@@ -231,11 +241,11 @@ def test_clients_that_do_not_close_hold_nobody_up(sqlite_url: str, redis_url: st
 
 
 class Hurried(Web):
-    """A web server that lets a client take nothing of its answer for two seconds."""
+    """A web server that lets a client take nothing of its answer for three seconds."""
 
     python = (
         "-c",
-        "import webapi.gunicorn_worker as worker; worker.SEND_PAUSE = 2; from gunicorn.app.wsgiapp import run; run()",
+        "import webapi.gunicorn_worker as worker; worker.SEND_PAUSE = 3; from gunicorn.app.wsgiapp import run; run()",
     )
 
 
@@ -245,7 +255,7 @@ def test_an_answer_that_nobody_reads_gives_its_thread_back(
     """A client that stops reading a whole answer is cut off; one that only reads slowly gets all of it."""
     web = Hurried(sqlite_url, redis_url, tmp_path).ready()
     try:
-        job_id = httpx.post(f"{web.url}/v1/jobs", json={"prompt": "hi"}).json()["id"]
+        job_id = httpx.post(f"{web.url}/v1/jobs", json={"prompt": "hi"}, timeout=60).json()["id"]
         batch_id, this = new_id("batch"), jobs.table.c.id == job_id
         answer = Settled(job_id, "succeeded", NewResult(200, json.dumps("x" * 30_000_000)))
         with sqlite_database.transaction() as tx:
@@ -259,6 +269,7 @@ def test_an_answer_that_nobody_reads_gives_its_thread_back(
             while data := slow.recv(1_000_000):
                 got[1] += len(data)
                 time.sleep(len(data) / 2_500_000)
+            until(lambda: is_let_go(web, still))
             while data := still.recv(1_000_000):
                 got[0] += len(data)
         assert got[1] > 30_000_000
@@ -280,7 +291,7 @@ def test_a_head_that_trickles_is_cut_off(sqlite_url: str, redis_url: str, tmp_pa
     """More clients than there are threads hold nobody up for long; who asks in time may wait as long as it takes."""
     web = Brisk(sqlite_url, redis_url, tmp_path, STOKER_WEB_THREADS="8").ready()
     try:
-        job_id = httpx.post(f"{web.url}/v1/jobs", json={"prompt": "hi"}).json()["id"]
+        job_id = httpx.post(f"{web.url}/v1/jobs", json={"prompt": "hi"}, timeout=60).json()["id"]
         with httpx.Client(base_url=web.url, timeout=60) as good:
             assert good.get(f"/v1/jobs/{job_id}?wait=3").json()["state"] == "queued"
             assert good.get("/livez").status_code == 200
@@ -297,7 +308,7 @@ def test_a_head_that_trickles_is_cut_off(sqlite_url: str, redis_url: str, tmp_pa
                     slow.remove(one)
                 for one in slow:
                     one.sendall(b"x")
-            assert httpx.get(f"{web.url}/livez", timeout=10).status_code == 200
+            assert httpx.get(f"{web.url}/livez", timeout=60).status_code == 200
         assert "Traceback" not in web.log.read_text()
     finally:
         web.end()
@@ -306,15 +317,15 @@ def test_a_head_that_trickles_is_cut_off(sqlite_url: str, redis_url: str, tmp_pa
 def test_metrics_add_up_over_workers(web: Web) -> None:
     """Whichever worker is asked, the page counts the requests of all of them."""
     for _ in range(20):
-        httpx.post(f"{web.url}/v1/jobs", json={"prompt": "hi"}).raise_for_status()
-    page = httpx.get(f"{web.url}/metrics").text
+        httpx.post(f"{web.url}/v1/jobs", json={"prompt": "hi"}, timeout=60).raise_for_status()
+    page = httpx.get(f"{web.url}/metrics", timeout=60).text
     assert 'stoker_http_requests_total{method="POST",route="/v1/jobs",status="202"} 20.0' in page
 
 
 def test_logs_are_json_without_prompts(web: Web) -> None:
     """Each line of the log is a JSON object; no prompt, no access log."""
-    httpx.post(f"{web.url}/v1/jobs", json={"prompt": "c4n4ry"}).raise_for_status()
-    httpx.post(f"{web.url}/v1/jobs", json={"prompt": "c4n4ry", "n": 0})
+    httpx.post(f"{web.url}/v1/jobs", json={"prompt": "c4n4ry"}, timeout=60).raise_for_status()
+    httpx.post(f"{web.url}/v1/jobs", json={"prompt": "c4n4ry", "n": 0}, timeout=60)
     web.stop()
     lines = web.log.read_text().splitlines()
     assert lines

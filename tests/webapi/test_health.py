@@ -15,6 +15,7 @@ from models.db import Database
 from models.errors import DatabaseUnavailable
 from stoker.settings import Settings, load
 from tests import servers
+from tests.tasks.inprocess import until
 from webapi import health
 from webapi.app import StartError, create_app
 from webapi.context import EXTENSION, Context
@@ -27,8 +28,8 @@ def _no_census() -> None:
 
 def test_ready_with_everything(client: FlaskClient) -> None:
     """Database, schema and Redis are fine."""
-    answer = client.get("/readyz")
-    assert (answer.status_code, answer.json["status"]) == (200, "ok")
+    # Redis has 0.3 s to answer, which a busy machine may not grant it at once.
+    until(lambda: (answer := client.get("/readyz")).status_code == 200 and answer.json["status"] == "ok")
     assert client.get("/livez").json == {"status": "ok"}
 
 
@@ -75,6 +76,8 @@ def test_metrics_count_requests_and_rows(client: FlaskClient) -> None:
 def test_the_census_is_taken_at_most_every_five_seconds(client: FlaskClient) -> None:
     """Two looks in a row show the same counts."""
     assert "stoker_jobs_open{" not in client.get("/metrics").text
+    assert health.KEEP == 5.0
+    health._Kept.until += 60  # however slow the machine is
     client.post("/v1/jobs", json={"prompt": "hi"})
     assert "stoker_jobs_open{" not in client.get("/metrics").text
 

@@ -106,6 +106,7 @@ def test_a_create_that_comes_twice_makes_one_thing(client: FlaskClient, create: 
     assert count() == 1
 
 
+@pytest.mark.usefixtures("unhurried")
 def test_fifty_creates_at_once_make_one_thing(app: Flask, create: tuple[Post, Callable[[], int]]) -> None:
     """Whoever is first makes it; the others get its answer, or a 409 while it is being made."""
     post, count = create

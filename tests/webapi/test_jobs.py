@@ -180,6 +180,7 @@ def test_the_same_key_and_body_make_one_job(client: FlaskClient, database: Datab
     assert count(database) == 1
 
 
+@pytest.mark.usefixtures("unhurried")
 def test_fifty_at_once_with_one_key_make_one_job(app: Flask, database: Database) -> None:
     """Whoever is first makes the job, and all get the same answer (or 409 while it is being made)."""
 

