@@ -109,8 +109,10 @@ def key(database: Database) -> str:
 
 
 @pytest.fixture
-def app(database: Database, settings: Settings) -> Iterator[Flask]:
+def app(database: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Flask]:
     """Return the application, with an engine that answers at once."""
+    # However slow the machine is, nobody is refused for that.
+    monkeypatch.setattr("webapi.context.PATIENCE", 60.0)
     made = create_app(settings.model_copy(update={"engine_gone_after": 86_400.0}))
     with answering(database, settings):
         yield made
@@ -206,7 +208,7 @@ def look(app: Flask, key: str, phases: dict[str, Any]) -> Findings:
     return findings
 
 
-@pytest.mark.timeout(0 if EXAMPLES else 300)
+@pytest.mark.timeout(0 if EXAMPLES else 900)
 @pytest.mark.filterwarnings("ignore:Generating overly large repr")
 @pytest.mark.parametrize(
     ("database_url", "phases"), [SQLITE, POSTGRES, *(MORE if EXAMPLES else [])], indirect=["database_url"]
