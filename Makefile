@@ -1,7 +1,7 @@
 # Needs python3 (3.11 to 3.13) with venv, make and git; everything else is put into .uv and .venv here.
 
 PYTHON ?= python3
-# Where it is set each of the service's processes compiles everything again, half a minute of CPU time at each start.
+# Where it is set each of the service's processes compiles everything again, and a start takes nearly three times as long.
 unexport PYTHONDONTWRITEBYTECODE
 # What vLLM runs on: cuda where an NVIDIA GPU answers, cpu elsewhere. `make setup BACKEND=cpu` overrides.
 ifndef BACKEND

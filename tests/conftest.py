@@ -167,6 +167,12 @@ def settings(tmp_path: Path, database_url: str, redis_url: str) -> stoker_settin
     )
 
 
+@pytest.fixture
+def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a crowd wait for the database: on a slow machine its last would be refused, after two seconds."""
+    monkeypatch.setattr("webapi.context.PATIENCE", 60.0)
+
+
 def _opened(url: str) -> Iterator[Database]:
     database = Database(stoker_settings.load(database_url=url).database)
     yield database

@@ -41,7 +41,7 @@ class Load:
         self._url = url
         self._hook = hook
         self._pace = pace
-        self._seen: dict[str, tuple[str | None, Any]] = {}
+        self._seen: dict[str, tuple[str, Any]] = {}
         self._accepted: list[str] = []
         self._lock = threading.Lock()
         self._stop = threading.Event()
@@ -107,7 +107,8 @@ class Load:
 
     def end(self, job_id: str) -> str | None:
         """Return the end of a job, if one was seen."""
-        return self._seen.get(job_id, (None, None))[0]
+        seen = self._seen.get(job_id)
+        return seen and seen[0]
 
     def look(self, job: dict[str, Any], ended: str | None) -> None:
         """Compare a job with what was seen of it before, `ended` before it was asked for: an end never changes."""
@@ -241,14 +242,15 @@ class _Client:
         return False
 
     def _poll(self) -> None:
-        if (job_id := self._load.pick(self._chance)) is not None:
-            ended = self._load.end(job_id)
-            self._shown(job_id, ended, self._http.get(f"/v1/jobs/{job_id}"))
+        self._ask()
 
     def _wait(self) -> None:
+        self._ask(wait=3)
+
+    def _ask(self, **params: int) -> None:
         if (job_id := self._load.pick(self._chance)) is not None:
             ended = self._load.end(job_id)
-            self._shown(job_id, ended, self._http.get(f"/v1/jobs/{job_id}", params={"wait": 3}))
+            self._shown(job_id, ended, self._http.get(f"/v1/jobs/{job_id}", params=params))
 
     def _shown(self, job_id: str, ended: str | None, answer: httpx.Response) -> None:
         self._load.count(f"poll {answer.status_code}")

@@ -109,10 +109,8 @@ def key(database: Database) -> str:
 
 
 @pytest.fixture
-def app(database: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Flask]:
+def app(unhurried: None, database: Database, settings: Settings) -> Iterator[Flask]:  # before it
     """Return the application, with an engine that answers at once."""
-    # However slow the machine is, nobody is refused for that.
-    monkeypatch.setattr("webapi.context.PATIENCE", 60.0)
     made = create_app(settings.model_copy(update={"engine_gone_after": 86_400.0}))
     with answering(database, settings):
         yield made

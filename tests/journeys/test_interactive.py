@@ -188,8 +188,11 @@ def _responses(client: openai.OpenAI, said: str) -> None:
 def test_a_client_that_hangs_up_frees_the_engine(data: Path, streamed: bool) -> None:
     """An engine of one slot begins the next request soon after: the first would have kept it for a minute."""
     with Service(data, STOKER_ENGINE_SLOTS="1") as service:
-        # About a second; the bound is for a machine that is slow, or busy with something else just then.
-        assert _next_after_a_hang_up(service, streamed) < 30
+        took = _next_after_a_hang_up(service, streamed)
+        for _ in range(2):
+            if took >= 4:  # about one; more where the machine was busy with something else just then
+                took = _next_after_a_hang_up(service, streamed)
+        assert took < 4
 
 
 def _next_after_a_hang_up(service: Service, streamed: bool) -> float:

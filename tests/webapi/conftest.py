@@ -24,12 +24,6 @@ End = Callable[..., None]
 
 
 @pytest.fixture
-def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a crowd wait for the database: on a slow machine its last would be refused, after two seconds."""
-    monkeypatch.setattr("webapi.context.PATIENCE", 60.0)
-
-
-@pytest.fixture
 def app(settings: Settings) -> Iterator[Flask]:
     """Return the application."""
     made = create_app(settings)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import time
+from types import SimpleNamespace
 
 import pytest
 from flask.testing import FlaskClient
@@ -98,7 +99,7 @@ def test_a_revoked_key_stops_within_seconds(
     with database.transaction() as tx:
         tx.execute(keys.table.update().values(revoked_at=time.time()))
     later = time.monotonic() + 3.1
-    monkeypatch.setattr(remembered.time, "monotonic", lambda: later)
+    monkeypatch.setattr(remembered, "time", SimpleNamespace(monotonic=lambda: later))
     assert client.get("/v1/jobs", headers=bearer(secret)).status_code == 401
 
 
@@ -125,7 +126,7 @@ def test_what_is_remembered_serves_a_crowd_for_a_moment(
     monkeypatch.setattr(keys, "find", look)
     with look.holding(lambda: remembering.of_secret(made.secret)):
         later = time.monotonic() + (expires_in or 0.2)
-        monkeypatch.setattr(remembered.time, "monotonic", lambda: later)
+        monkeypatch.setattr(remembered, "time", SimpleNamespace(monotonic=lambda: later))
         assert (remembering.of_secret(made.secret) is not None) is served
     assert look.calls == (1 if served else 2)
     assert remembering.of_secret(made.secret) is None

@@ -68,7 +68,7 @@ def test_numbers_keep_their_digits() -> None:
 )
 def test_no_text_takes_long(raw: bytes) -> None:
     """Texts made to be slow are refused within seconds: the time grows no faster than the text."""
-    started = time.monotonic()
+    started = time.process_time()  # of this process: the machine may be busy
     with pytest.raises(Problem):
         parse(raw)
-    assert time.monotonic() - started < 30
+    assert time.process_time() - started < 5
