@@ -11,7 +11,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from models import engines, jobs
+from models import engines, jobs, past_attempts
 from models.db import AnyRow, Id, among, in_order, literal, metadata, new_id, now, one_of
 from models.engines import Incarnation
 from models.states import BATCH
@@ -234,10 +234,12 @@ def give_back(tx: sa.Connection, *where: sa.ColumnElement[bool]) -> list[str]:
     """Return batches: their open jobs are queued again where they stood, uncharged. Returns the batches' ids."""
     returned = [row.id for row in move(tx, "returned", *where)]
     if returned:
+        theirs = among(jobs.table.c.batch_id, returned)
+        past_attempts.note(tx, "returned", theirs, jobs.IN_BATCH)
         jobs.move(
             tx,
             "queued",
-            among(jobs.table.c.batch_id, returned),
+            theirs,
             sources=["batched", "running"],
             batch_id=None,
         )

@@ -12,7 +12,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from models import bulks, ends, jobs, results
+from models import bulks, ends, jobs, past_attempts, results
 from models.db import AnyRow, among, in_order, literal, new_id, now, one_of
 from models.results import Ended, NewResult
 from models.states import JOB
@@ -197,8 +197,8 @@ def delete_slice(tx: sa.Connection, bulk_id: str, limit: int) -> int:
     """Delete up to `limit` jobs of a bulk, and as many results, with all that belongs to them; return how many rows."""
     ids = tx.execute(sa.select(_job.id).where(_job.bulk_id == bulk_id).limit(limit)).scalars().all()
     if ids:
-        for table, column in ((jobs.bodies, _body.job_id), (results.table, _result.job_id), (jobs.table, _job.id)):
-            tx.execute(sa.delete(table).where(among(column, ids)))
+        for column in (_body.job_id, _result.job_id, past_attempts.table.c.job_id, _job.id):
+            tx.execute(sa.delete(column.table).where(among(column, ids)))
     unread = tx.execute(sa.select(_result.job_id).where(_result.bulk_id == bulk_id).limit(limit)).scalars().all()
     if unread:
         tx.execute(sa.delete(results.table).where(among(_result.job_id, unread)))

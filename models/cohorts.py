@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 import sqlalchemy as sa
 
-from models import batches, ends, engines, jobs
+from models import batches, ends, engines, jobs, past_attempts
 from models.db import AnyRow, among, literal, new_id, now
 from models.engines import Incarnation
 
@@ -61,6 +61,7 @@ def crash(  # a death has these facts
         _charge(tx, ids)
     interrupted, poison = _fail_hopeless(tx, ids, max_attempts)
     left = _unfinished(tx, ids)
+    past_attempts.note(tx, to, among(_job.id, left))
     if blamed:
         _put_aside(tx, left, ended[0].finished_at - ended[0].claimed_at)
     elif all(batch.cohort_id for batch in ended):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import sqlalchemy as sa
 
-from models import bulks, jobs, outbox, results, usage
+from models import bulks, jobs, outbox, past_attempts, results, usage
 from models.db import AnyRow, among, now
 from models.errors import AlreadyFinished, NotFound
 from models.failpoints import failpoint
@@ -57,6 +57,7 @@ def _defer(
 ) -> Sequence[AnyRow]:
     # One delay for the group: the longest that an upstream asked for.
     delay = max(outcome.run_in for outcome in chosen.values())
+    past_attempts.note(tx, "deferred", *mine)
     return jobs.move(
         tx,
         "delayed",

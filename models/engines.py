@@ -30,9 +30,11 @@ table = sa.Table(
     sa.Column("process_start", sa.String(64), nullable=False),
     sa.Column("started_at", sa.Double, nullable=False),
     sa.Column("seen_at", sa.Double, nullable=False),
+    sa.Column("detail", sa.Text),
 )
 """`state`: starting, live, draining, gone. `reserve`: slots kept for realtime. `process_start` (boot and start time)
-tells a process from a later one that got the same pid."""
+tells a process from a later one that got the same pid. `detail`: what it tells of itself besides, as JSON (its
+upstreams)."""
 
 serving = sa.Table(
     "engine_models",
@@ -102,6 +104,7 @@ def register(tx: sa.Connection, mine: Incarnation) -> None:
         "process_start": mine.process_start,
         "started_at": now(),
         "seen_at": now(),
+        "detail": None,
     }
     _upsert(tx, table, {"id": mine.engine}, values)
 
@@ -134,6 +137,12 @@ def seen(tx: sa.Connection, mine: Incarnation) -> bool:
     """Renew the sign of life. False: a newer incarnation has taken this engine's name."""
     alive = sa.update(table).where(table.c.id == mine.engine, table.c.incarnation == mine.id).values(seen_at=now())
     return tx.execute(alive).rowcount == 1
+
+
+def tell(tx: sa.Connection, mine: Incarnation, detail: str) -> None:
+    """Store what an engine tells of itself, as JSON."""
+    ours = (table.c.id == mine.engine, table.c.incarnation == mine.id)
+    tx.execute(sa.update(table).where(*ours).values(detail=detail))
 
 
 def working(tx: sa.Connection, old: Incarnation, within: float, *, loading: bool) -> bool:

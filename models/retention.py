@@ -13,7 +13,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from models import batches, bulks, deliveries, delivery_log, files, jobs, results, sweeps
+from models import batches, bulks, deliveries, delivery_log, files, jobs, past_attempts, results, sweeps
 from models.bulks import BATCH_KIND, BULK_KIND, UNFINISHED
 from models.db import AnyRow, among, literal, now, one_of
 from models.states import BATCH, BULK, JOB
@@ -106,7 +106,7 @@ def _jobs_due(before: float) -> Conditions:
 
 def _purge_jobs(tx: sa.Connection, ids: Sequence[str]) -> None:
     delivery_log.purge(tx, tx.execute(sa.select(_delivery.id).where(among(_delivery.job_id, ids))).scalars().all())
-    for column in (jobs.bodies.c.job_id, results.table.c.job_id, _job.id):
+    for column in (jobs.bodies.c.job_id, results.table.c.job_id, past_attempts.table.c.job_id, _job.id):
         tx.execute(sa.delete(column.table).where(among(column, ids)))
 
 

@@ -30,9 +30,11 @@ from models import (
     idempotency,
     jobs,
     keys,
+    past_attempts,
     postgres_session,
     queue,
     results,
+    samples,
     sweeps,
     usage,
 )
@@ -55,9 +57,11 @@ TABLES = (
     jobs.table,
     jobs.bodies,
     keys.table,
+    past_attempts.table,
     queue.turns,
     queue.collectors,
     results.table,
+    samples.table,
     sweeps.table,
     usage.table,
 )

@@ -21,6 +21,7 @@ from models.failpoints import failpoint
 from models.silence import at_most
 from stoker.settings import Settings
 from tasks.flights import clock
+from tasks.recording import Recorder
 
 log = structlog.get_logger(__name__)
 
@@ -64,12 +65,15 @@ class Held(Protocol):
 class Keeper:
     """A thread that keeps a worker's leases."""
 
-    def __init__(self, database: Database, settings: Settings, mine: Incarnation, held: Held) -> None:
+    def __init__(
+        self, database: Database, settings: Settings, mine: Incarnation, held: Held, recorder: Recorder
+    ) -> None:
         """Prepare; `start` starts the thread."""
         self._database = database
         self._settings = settings
         self._mine = mine
         self._held = held
+        self._recorder = recorder
         self._stop = threading.Event()
         self._renewed = 0.0
         self._thread = threading.Thread(target=self._work, name="lease", daemon=True)
@@ -102,11 +106,16 @@ class Keeper:
         if hung > self._settings.run_timeout:
             self._held.fail(f"the engine gave no sign of progress for {hung:.0f} s")
             return
-        if now - self._renewed >= self._settings.heartbeat:
+        due = now - self._renewed >= self._settings.heartbeat
+        if due:
             self._renew()
             self._renewed = now
         self._held.offer_what_changed()
         self.abort_stopped()
+        if due:
+            # Last, and not for long: these are only statistics.
+            with at_most(self._settings.heartbeat):
+                self._recorder.store(self._database)
 
     def _renew(self) -> None:
         failpoint("lease.renewing")

@@ -12,13 +12,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
+import structlog
+
 from models.batches import ClaimedJob
+from models.db import Database
 from models.ends import Settled
+from models.engines import Incarnation
+from models.errors import DatabaseUnavailable
+from models.measures import Measures, step
 from tasks import metrics, tracing
 from tasks.engines.base import Completion, Deferred, Engine, Outcome, Rejection
 from tasks.flights import Flight
+from tasks.sampling import Sampler
 from tasks.tracing import Part, Value
 from tasks.upstream_gauges import Upstreams
+
+log = structlog.get_logger(__name__)
 
 
 class Series:
@@ -36,9 +45,13 @@ class Series:
         self.completion = metrics.tokens.labels(model, lane, "completion")
         self.cached = metrics.cached_tokens.labels(model, lane)
 
-    def settled(self, state: str, count: int) -> None:
+    def count(self, measured: Measures) -> None:
         """Count jobs that were settled."""
-        metrics.jobs_settled.labels(self.model, self.lane, state).inc(count)
+        for state, count in measured.ended.items():
+            metrics.jobs_settled.labels(self.model, self.lane, state).inc(count)
+        self.prompt.inc(measured.tokens["prompt"])
+        self.completion.inc(measured.tokens["completion"])
+        self.cached.inc(measured.tokens["cached"])
 
 
 series = cache(Series)
@@ -60,11 +73,12 @@ class Run:
 class Recorder:
     """Records for one worker. Every method may be called from any thread."""
 
-    def __init__(self, engine: str) -> None:
-        self._engine = engine
+    def __init__(self, mine: Incarnation) -> None:
+        self._engine = mine.engine
         self._runs: dict[str, Run] = {}
-        self._share = Share(engine)
-        self._upstreams = Upstreams(engine)
+        self._sampler = Sampler(mine)
+        self._share = Share(mine.engine, self._sampler)
+        self._upstreams = Upstreams(mine.engine)
 
     def claimed(self, flight: Flight) -> None:
         """Record that the jobs of a batch are handed to the engine."""
@@ -77,6 +91,8 @@ class Recorder:
             if job.attempts <= 1:
                 # What a crash or an upstream's refusal adds is no waiting for an engine; the latency has it.
                 its.wait.observe(max(0.0, job.waited))
+        waits = Counter(step(job.waited) for job in batch.jobs if job.attempts <= 1)
+        self._sampler.add(batch.model, batch.lane, Measures(wait=waits))
 
     def answered(self, outcome: Outcome) -> None:
         """Record that the engine is done with a job, for now or for good."""
@@ -98,17 +114,19 @@ class Recorder:
     def stored(self, stored: Sequence[Settled]) -> None:
         """Record what was committed."""
         now = time.monotonic()
-        by_series: dict[Series, list[Settled]] = defaultdict(list)
+        by_series: dict[Series, list[tuple[Run, Settled]]] = defaultdict(list)
         for outcome in stored:
             run = self._runs.get(outcome.job_id)
             if run is None:
                 continue  # put off, and by now through in another batch
-            by_series[run.series].append(outcome)
+            by_series[run.series].append((run, outcome))
             if run.job.trace:
                 settle = Part("settle", run.answered, now, {"stoker.state": outcome.state})
                 tracing.tell("engine", run.job.trace, settle)
         for its, outcomes in by_series.items():
-            _count(its, outcomes)
+            measured = _measured(outcomes)
+            self._sampler.add(its.model, its.lane, measured)
+            its.count(measured)
 
     def ended(self, flight: Flight, how: str) -> None:
         """Record that a batch has ended; whatever of it has no outcome was cancelled, or goes back."""
@@ -125,13 +143,27 @@ class Recorder:
             if job.trace and not run.answered:
                 run.answered = time.monotonic()
                 tracing.tell("engine", job.trace, _queue(run), self._attempt(run, None))
+        batch, measured = flight.batch, Measures(sizes=Counter([len(flight.batch.jobs)]))
         if sizes:
-            series(flight.batch.model, flight.batch.lane).padding.observe(padding(sizes))
+            measured.padding, measured.batches = padding(sizes), 1
+            series(batch.model, batch.lane).padding.observe(measured.padding)
+        self._sampler.add(batch.model, batch.lane, measured)
 
     def look(self, engine: Engine) -> None:
         """Bring up to date what is not recorded as it happens; the heartbeat calls it."""
         self._share.tick(time.monotonic())
         self._upstreams.look(engine)
+
+    def store(self, database: Database) -> None:
+        """Store what was measured since the last time, and how the upstreams are: what the overview shows."""
+        self._sampler.store(database, self._upstreams.detail())
+
+    def store_last(self, database: Database) -> None:
+        """Store what is left, at the end of the process."""
+        try:
+            self.store(database)
+        except DatabaseUnavailable as error:
+            log.warning("the last measures are lost", error=str(error))
 
     def _attempt(self, run: Run, outcome: Outcome | None) -> Part:
         batch, job = run.flight.batch, run.job
@@ -170,13 +202,21 @@ def _record_first_token(run: Run, after: float) -> None:
     metrics.job_first_token.labels(*names).observe(max(0.0, run.job.waited) + after)
 
 
-def _count(its: Series, outcomes: Sequence[Settled]) -> None:
-    for state, count in Counter(outcome.state for outcome in outcomes).items():
-        its.settled(state, count)
-    results = [outcome.result for outcome in outcomes if outcome.result is not None]
-    its.prompt.inc(sum(result.prompt_tokens for result in results))
-    its.completion.inc(sum(result.completion_tokens for result in results))
-    its.cached.inc(sum(result.cached_tokens for result in results))
+def _measured(outcomes: Sequence[tuple[Run, Settled]]) -> Measures:
+    measured = Measures(ended=Counter(outcome.state for _, outcome in outcomes))
+    for run, outcome in outcomes:
+        result = outcome.result
+        if outcome.state == "delayed" or result is None:
+            continue
+        measured.latency[step(run.job.waited + run.answered - run.claimed)] += 1
+        if first := _first_event(run):
+            measured.first[step(run.job.waited + first - run.claimed)] += 1
+        if result.code:
+            measured.errors[result.code] += 1
+        measured.tokens["prompt"] += result.prompt_tokens
+        measured.tokens["completion"] += result.completion_tokens
+        measured.tokens["cached"] += result.cached_tokens
+    return measured
 
 
 def _queue(run: Run) -> Part:
@@ -187,7 +227,8 @@ def _queue(run: Run) -> Part:
 class Share:
     """How long an engine was open, and how long of that it had a batch."""
 
-    def __init__(self, engine: str) -> None:
+    def __init__(self, engine: str, sampler: Sampler) -> None:
+        self._sampler = sampler
         self._open = metrics.engine_open.labels(engine)
         self._busy = metrics.engine_busy.labels(engine)
         self._lock = threading.Lock()
@@ -209,8 +250,9 @@ class Share:
     def _count(self, now: float, more: int) -> None:
         with self._lock:
             since = max(0.0, now - self._at)
+            busy = since if self._batches else 0.0
             self._open.inc(since)
-            if self._batches:
-                self._busy.inc(since)
+            self._busy.inc(busy)
+            self._sampler.add("", "", Measures(open=since, busy=busy))
             self._at = max(now, self._at)
             self._batches += more

@@ -18,7 +18,7 @@ from itertools import takewhile
 import structlog
 from celery import signals
 
-from models import bulks, files, retention, usage
+from models import bulks, files, retention, samples, usage
 from models.db import AnyRow, Database
 from models.errors import StokerError
 from models.retention import Kind
@@ -137,6 +137,8 @@ class Retention:
                 _count(gone, "files", many)
             for many in self._forget_usage(clock):
                 _count(gone, "usage", many)
+            for many in self._forget_samples():
+                _count(gone, "samples", many)
         finally:
             if gone:
                 log.info("past their time and deleted", **gone)
@@ -197,6 +199,14 @@ class Retention:
                     return
             with self._gently(), self._database.transaction() as tx:
                 many = usage.forget(tx, before, self._most)
+            yield many
+
+    def _forget_samples(self) -> Iterator[int]:
+        """Delete what engines measured long ago; yield the size of each slice."""
+        in_time, many = self._time(SECONDS_OF_OTHERS), 1
+        while many and in_time():
+            with self._gently(), self._database.transaction() as tx:
+                many = samples.forget(tx, self._most)
             yield many
 
     def _hide_files(self, clock: float) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from urllib.parse import urlsplit
 
 from tasks import metrics
@@ -30,6 +31,25 @@ class Upstreams:
             for gauge in (metrics.upstream_healthy, metrics.upstream_limit, metrics.upstream_in_flight):
                 gauge.labels(*names).set(0)
         self._seen = now
+
+    def detail(self) -> str | None:
+        """Return how each is doing as JSON, None for an engine without upstreams."""
+        if not self._seen:
+            return None
+        told = [
+            {
+                "url": bare(facts.url),
+                "healthy": facts.healthy,
+                "in_flight": facts.in_flight,
+                "limit": facts.limit,
+                "waiting": facts.waiting,
+                "latency": facts.latency,
+                "models": facts.models,
+                "why_down": facts.why_down,
+            }
+            for facts in self._seen.values()
+        ]
+        return json.dumps({"upstreams": told})
 
     def _show(self, facts: Facts, before: Facts | None) -> None:
         names = (self._engine, bare(facts.url))

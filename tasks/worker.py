@@ -59,14 +59,14 @@ class Worker:
         self._mine = mine
         self._doorbell = doorbell
         self._flights = Flights(settings)
-        self._recorder = Recorder(mine.engine)
+        self._recorder = Recorder(mine)
         self._closing = threading.Event()
         self._failing = threading.Lock()
         self._drainer = threading.Thread(target=self._drain, name="drain", daemon=True)
         self._claims = Claims(database, settings, engine, mine, self._flights, self._closing)
         self._offer = Offer(database, engine, mine, self._claims.reserve)
         self._settler = Settler(database, mine.engine, self._stored, self.fail)
-        self._keeper = Keeper(database, settings, mine, self)
+        self._keeper = Keeper(database, settings, mine, self, self._recorder)
         self._tokens = Tokens(settings)
         self._ears = Ears(settings, self)
         # Threads of their own: a stream for each of an engine's slots would keep all of Celery's busy.
@@ -111,6 +111,7 @@ class Worker:
             self._drainer.join()
         self._keeper.stop()
         self._tokens.stop()
+        self._recorder.store_last(self._database)
         self._offer.leave("gone")
         self._engine.close()
 

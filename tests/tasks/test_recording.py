@@ -13,18 +13,22 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from prometheus_client import REGISTRY
 
-from models import ends, traces
+from models import ends, samples, traces
 from models.db import Database
+from models.engines import Incarnation
 from models.jobs import NewJob, submit
+from models.measures import total
 from stoker.settings import Settings, load
 from tasks import collector
 from tasks.engines.fake import FakeEngine
 from tasks.engines.upstreams.member import Facts
 from tasks.recording import Recorder, Share, padding
+from tasks.sampling import Sampler
 from tasks.upstream_gauges import Upstreams, bare
 from tests.tasks.inprocess import Bell, chat, end, states, until, worker
 
 TRACE, SPAN = "ab" * 16, "cd" * 8
+MINE = Incarnation("engine", "run_1", "fake", "host", 1, 1, "boot:1")
 FACTS = Facts("http://user:secret@gpu1:8000", True, 8, 3, 0, 10, 1, 0.5, ("m",), "")
 
 
@@ -107,6 +111,22 @@ def test_jobs_are_measured_by_model_and_lane(database: Database, settings: Setti
     assert bulk.grew("batch_padding_ratio_count") >= 1
 
 
+def test_what_is_measured_is_stored(database: Database, settings: Settings) -> None:
+    """At the end at the latest: in stretches of both widths the same jobs, tokens, waits, sizes and errors."""
+    run(database, settings, job("one two"), job("a b c d"), job("[[reject]]"), ended=3)
+    with database.reading() as tx:
+        stored = {width: samples.read(tx, width, 0) for width in samples.WIDTHS}
+    for found in stored.values():
+        added = total(sample.measures for sample in found if sample.model)
+        assert added.ended == {"succeeded": 2, "failed": 1}
+        assert list(added.errors.values()) == [1]
+        assert added.tokens["completion"] == 3 + 5
+        assert added.wait.total() == added.latency.total() == 3
+        assert sum(size * count for size, count in added.sizes.items()) == 3
+        (own,) = [total(sample.measures for sample in found if not sample.model)]
+        assert own.open >= own.busy > 0
+
+
 def test_a_job_that_comes_back_waits_once(database: Database, settings: Settings) -> None:
     """What an upstream put off is claimed again: its wait and its end are counted once."""
     counts = Counts("bulk")
@@ -128,7 +148,7 @@ def test_the_first_token_of_a_stream_is_timed(database: Database, settings: Sett
 
 def test_what_is_stored_of_a_job_that_is_not_here_any_more_is_passed_over() -> None:
     """It was put off, and went through another batch before this was told."""
-    Recorder("engine").stored([ends.Settled("job_gone", "delayed")])
+    Recorder(MINE).stored([ends.Settled("job_gone", "delayed")])
 
 
 def test_padding_is_what_the_longest_would_cost_the_others() -> None:
@@ -140,7 +160,7 @@ def test_padding_is_what_the_longest_would_cost_the_others() -> None:
 
 def test_an_engines_busy_share_grows_while_a_batch_runs() -> None:
     """Time in which two batches overlap counts once; an idle engine's counts as open only."""
-    share = Share("test_share")
+    share = Share("test_share", Sampler(MINE))
 
     def counted() -> tuple[float, float]:
         values = [REGISTRY.get_sample_value(f"stoker_engine_{name}_seconds_total", {"engine": "test_share"})

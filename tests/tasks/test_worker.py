@@ -23,6 +23,7 @@ from tasks import collector
 from tasks import worker as worker_module
 from tasks.engines.base import Completion, Outcome, Rejection, Request, ServedModel
 from tasks.engines.fake import FakeEngine
+from tasks.recording import Recorder
 from tasks.worker import Worker
 from tests.tasks.inprocess import Bell, end, incarnation, states, submit, until, worker
 
@@ -334,7 +335,7 @@ class Held:
 
 def keeper(database: Database, settings: Settings, mine: Incarnation, held: Held) -> Any:
     """Return a heartbeat that the test beats by hand."""
-    return worker_module.Keeper(database, settings, mine, held)
+    return worker_module.Keeper(database, settings, mine, held, Recorder(mine))
 
 
 def test_the_heartbeat_ends_a_hung_engine(database: Database, settings: Settings) -> None:
