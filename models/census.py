@@ -18,27 +18,52 @@ from models.loads import Running
 
 
 @dataclass(frozen=True, slots=True)
-class Census:
-    """Counts of open jobs (state, lane, model, count), READY batches (model, lane, count), deliveries; live engines.
+class Open:
+    """How many of an owner's jobs of a model and lane are in a state.
 
-    `ages` has the seconds since the oldest queued job of a model and lane was submitted; cohorts are not looked at.
-    `running` counts the jobs in the live engines.
+    `age`: seconds since the first in line was submitted; None where there is no line (other states, and cohorts).
     """
 
-    jobs: Sequence[tuple[str, str, str, int]]
+    state: str
+    lane: str
+    model: str
+    owner: str
+    jobs: int
+    age: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Census:
+    """Counts of open jobs, READY batches (model, lane, count) and deliveries; live engines and the jobs in them."""
+
+    open: Sequence[Open]
     ready: Sequence[tuple[str, str, int]]
     engines: Sequence[Live]
     deliveries: int
-    ages: Sequence[tuple[str, str, float]] = ()
     running: Sequence[Running] = ()
+
+    @property
+    def jobs(self) -> list[tuple[str, str, str, int]]:
+        """Return how many jobs there are of each (state, lane, model), whosever they are."""
+        counted: Counter[tuple[str, str, str]] = Counter()
+        for one in self.open:
+            counted[one.state, one.lane, one.model] += one.jobs
+        return [(*kind, count) for kind, count in sorted(counted.items())]
+
+    @property
+    def ages(self) -> list[tuple[str, str, float]]:
+        """Return the seconds since the oldest queued job of each (model, lane) was submitted."""
+        oldest: dict[tuple[str, str], float] = {}
+        for one in self.open:
+            if one.age is not None:
+                oldest[one.model, one.lane] = max(one.age, oldest.get((one.model, one.lane), 0.0))
+        return [(*kind, age) for kind, age in sorted(oldest.items())]
 
 
 def take(tx: sa.Connection, live_within: float) -> Census:
     """Count everything; an engine counts as live when it was seen within so many seconds."""
-    open_jobs, live = _jobs(tx), engines.live(tx, live_within)
-    oldest = ages(tx, sorted({(model, lane) for state, lane, model, _ in open_jobs if state == "queued"}))
-    running = loads.running(tx, [engine.id for engine in live])
-    return Census(open_jobs, _ready(tx), live, _deliveries(tx), oldest, running)
+    live = engines.live(tx, live_within)
+    return Census(_open(tx), _ready(tx), live, _deliveries(tx), loads.running(tx, [engine.id for engine in live]))
 
 
 def recent_pace(tx: sa.Connection, model: str, within: float = 600.0) -> float | None:
@@ -50,47 +75,24 @@ def recent_pace(tx: sa.Connection, model: str, within: float = 600.0) -> float |
     return float(size) / (last - first) if size and last > first else None
 
 
-def _jobs(tx: sa.Connection) -> list[tuple[str, str, str, int]]:
+def _open(tx: sa.Connection) -> list[Open]:
     job = jobs.table.c
     queued = job.state == literal("queued")
-    counted: Counter[tuple[str, str, str]] = Counter()
+    kind = (job.state, job.lane, job.model, job.owner)
+    found = []
     # Each is the condition of one partial index.
-    for part in (
-        sa.and_(queued, job.cohort_id.is_(None)),
-        sa.and_(queued, job.cohort_id.is_not(None)),
-        job.state == literal("delayed"),
-        jobs.IN_BATCH,
+    for part, in_line in (
+        (sa.and_(queued, job.cohort_id.is_(None)), True),
+        (sa.and_(queued, job.cohort_id.is_not(None)), False),
+        (job.state == literal("delayed"), False),
+        (jobs.IN_BATCH, False),
     ):
-        groups = sa.select(job.state, job.lane, job.model, sa.func.count()).where(part)
-        for state, lane, model, count in tx.execute(groups.group_by(job.state, job.lane, job.model)):
-            counted[state, lane, model] += count
-    return [(state, lane, model, count) for (state, lane, model), count in sorted(counted.items())]
-
-
-_OLDEST = sa.text(
-    """
-    WITH RECURSIVE hop(owner) AS (
-        SELECT min(owner) FROM jobs
-        WHERE model = :model AND lane = :lane AND state = 'queued' AND cohort_id IS NULL
-        UNION ALL
-        SELECT (SELECT min(owner) FROM jobs
-                WHERE model = :model AND lane = :lane AND state = 'queued' AND cohort_id IS NULL
-                  AND jobs.owner > hop.owner)
-        FROM hop WHERE hop.owner IS NOT NULL
-    )
-    SELECT min((SELECT min(pos) FROM jobs
-                WHERE model = :model AND lane = :lane AND state = 'queued' AND cohort_id IS NULL
-                  AND jobs.owner = hop.owner))
-    FROM hop WHERE hop.owner IS NOT NULL
-    """
-)
-
-
-def ages(tx: sa.Connection, kinds: Sequence[tuple[str, str]]) -> list[tuple[str, str, float]]:
-    """Return the age of the oldest queued job of each (model, lane): by hops, of each owner only the first in line."""
-    clock = tx.execute(sa.select(micros())).scalar_one()
-    oldest = [(*kind, tx.execute(_OLDEST, {"model": kind[0], "lane": kind[1]}).scalar_one()) for kind in kinds]
-    return [(model, lane, max(0.0, (clock - pos) / 1e6)) for model, lane, pos in oldest if pos is not None]
+        age = (micros() - sa.func.min(job.pos)) / 1e6 if in_line else sa.null()
+        groups = sa.select(*kind, sa.func.count(), age).where(part).group_by(*kind)
+        for state, lane, model, owner, count, oldest in tx.execute(groups):
+            waited = None if oldest is None else max(0.0, float(oldest))
+            found.append(Open(state, lane, model, owner, count, waited))
+    return found
 
 
 def _ready(tx: sa.Connection) -> list[tuple[str, str, int]]:

@@ -43,6 +43,7 @@ from webapi import (
     webhook_endpoints,
 )
 from webapi.context import EXTENSION, SILENCE, Context
+from webapi.counts import Counts
 from webapi.days import Days
 from webapi.doorbell import Doorbell
 from webapi.following import Recorded
@@ -84,6 +85,7 @@ def create_app(settings: Settings | None = None) -> Flask:
         seal=seal,
         sessions=Sessions(keys, seal, settings.session_hours),
         known=KnownModels(database),
+        counts=Counts(reserve, settings),
         room=Room(database, settings.max_queued_per_owner, settings.max_queued, settings.key_tokens_queued),
         doorbell=doorbell,
         pager=Pager(settings, doorbell),

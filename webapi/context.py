@@ -19,6 +19,7 @@ from models.sealing import Seal
 from models.storage import Storage
 from stoker.settings import Settings
 from webapi.auth import Keys
+from webapi.counts import Counts
 from webapi.days import Days
 from webapi.doorbell import Doorbell
 from webapi.errors import OutcomeUnknown
@@ -52,6 +53,7 @@ class Context:
     seal: Seal
     sessions: Sessions
     known: KnownModels
+    counts: Counts
     room: Room
     doorbell: Doorbell
     pager: Pager

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-import time
 from collections.abc import Iterator
 
 import redis
@@ -13,9 +11,7 @@ from flask_openapi.models.tag import Tag
 from prometheus_client.metrics_core import GaugeMetricFamily
 
 from models import schema
-from models.census import Census, take
-from models.db import Database
-from models.errors import DatabaseUnavailable
+from models.census import Census
 from stoker.settings import LANES, Settings
 from webapi import answers, metrics
 from webapi.context import here
@@ -23,10 +19,6 @@ from webapi.errors import Problem
 from webapi.openapi import problems
 
 api = APIBlueprint("health", __name__, abp_tags=[Tag(name="health")], abp_responses=problems(422, 500))
-
-KEEP = 5.0
-MOST_SHARE = 0.05
-"""Of the time, spent on counting: on a very large queue the counts are older instead."""
 
 
 @api.get("/livez", operation_id="livez", responses={200: {"content": {"application/json": {}}}})
@@ -60,31 +52,8 @@ def _redis_answers(settings: Settings) -> bool:
 def show_metrics() -> Response:
     """Show metrics as Prometheus reads them."""
     context = here()
-    body, kind = metrics.page(_gauges(_counted(context.reserve, context.settings)))
+    body, kind = metrics.page(_gauges(context.counts.census.get()))
     return Response(body, content_type=kind)
-
-
-class _Kept:
-    """The last census of this process."""
-
-    lock = threading.Lock()
-    census: Census | None = None
-    until = 0.0
-
-
-def _counted(database: Database, settings: Settings) -> Census | None:
-    with _Kept.lock:
-        if time.monotonic() >= _Kept.until:
-            started = time.monotonic()
-            try:
-                with database.reading() as tx:
-                    _Kept.census = take(tx, settings.engine_gone_after)
-                keep = max(KEEP, (time.monotonic() - started) / MOST_SHARE)
-            except DatabaseUnavailable:
-                # The other metrics are worth showing. A timeout counted nothing, so it is not held against the share.
-                _Kept.census, keep = None, KEEP
-            _Kept.until = time.monotonic() + keep
-        return _Kept.census
 
 
 def _gauges(census: Census | None) -> Iterator[GaugeMetricFamily]:

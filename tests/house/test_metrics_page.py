@@ -9,7 +9,7 @@ from pathlib import Path
 from prometheus_client import Counter, Gauge, Histogram
 from prometheus_client.metrics import MetricWrapperBase
 
-from models.census import Census
+from models.census import Census, Open
 from models.engines import Live
 from models.loads import Running
 from tasks import metrics as of_tasks
@@ -33,11 +33,10 @@ def counted() -> Iterator[tuple[str, str, list[str]]]:
 def looked_up() -> Iterator[tuple[str, str, list[str]]]:
     """Yield (name, type, labels) of what is made when the page is asked for."""
     full = Census(
-        [("queued", "bulk", "m", 1)],
+        [Open("queued", "bulk", "m", "owner", 1, 1.0)],
         [("m", "bulk", 1)],
         [Live("e", 1, 0)],
         0,
-        [("m", "bulk", 1.0)],
         [Running("e", "m", 2, 1)],
     )
     for family in health._gauges(full):

@@ -275,7 +275,6 @@ BY_INDEX: dict[str, tuple[Work, set[str]]] = {
     "record deliveries": (lambda tx: sending.record(tx, TRIED), set()),
     "health of endpoints": (lambda tx: endpoint_health.tell(tx, NEWS, 5.0), set()),
     "census": (lambda tx: census.take(tx, 15.0), {"jobs_queue", "jobs_cohorts", "jobs_delayed", "jobs_batch"}),
-    "queue ages": (lambda tx: census.ages(tx, [("fake", "standard")]), {"jobs_queue"}),
     "waiting of an owner": (
         lambda tx: waiting.of_owner(tx, "o7", 10**6),
         {"jobs_queue", "jobs_cohorts", "jobs_delayed"},

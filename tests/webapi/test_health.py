@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import pytest
 import sqlalchemy as sa
+from flask import Flask
 from flask.testing import FlaskClient
 
 from models import engines, schema
@@ -16,14 +17,9 @@ from models.errors import DatabaseUnavailable
 from stoker.settings import Settings, load
 from tests import servers
 from tests.tasks.inprocess import until
-from webapi import health
+from webapi import counts
 from webapi.app import StartError, create_app
 from webapi.context import EXTENSION, Context
-
-
-@pytest.fixture(autouse=True)
-def _no_census() -> None:
-    health._Kept.until = 0.0
 
 
 def test_ready_with_everything(client: FlaskClient) -> None:
@@ -73,25 +69,25 @@ def test_metrics_count_requests_and_rows(client: FlaskClient) -> None:
     assert "secret-path" not in page.text
 
 
-def test_the_census_is_taken_at_most_every_five_seconds(client: FlaskClient) -> None:
+def test_the_census_is_taken_at_most_every_five_seconds(client: FlaskClient, context: Context) -> None:
     """Two looks in a row show the same counts."""
     assert "stoker_jobs_open{" not in client.get("/metrics").text
-    assert health.KEEP == 5.0
-    health._Kept.until += 60  # however slow the machine is
+    assert counts.KEEP == 5.0
+    context.counts.census.until += 60  # however slow the machine is
     client.post("/v1/jobs", json={"prompt": "hi"})
     assert "stoker_jobs_open{" not in client.get("/metrics").text
 
 
-def test_a_failed_census_is_not_kept_for_long(client: FlaskClient, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_census_is_not_kept_for_long(app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
     """However long the database took not to answer, it is asked again after five seconds."""
 
     def slow(*_: object) -> None:
         time.sleep(0.5)
         raise DatabaseUnavailable("timeout")
 
-    monkeypatch.setattr("webapi.health.take", slow)
-    assert "stoker_database_up 0.0" in client.get("/metrics").text
-    assert health._Kept.until - time.monotonic() <= health.KEEP
+    monkeypatch.setattr(counts, "take", slow)
+    assert "stoker_database_up 0.0" in app.test_client().get("/metrics").text
+    assert app.extensions[EXTENSION].counts.census.until - time.monotonic() <= counts.KEEP
 
 
 def test_no_start_without_a_schema(tmp_path_factory: pytest.TempPathFactory) -> None:
