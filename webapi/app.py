@@ -37,7 +37,9 @@ from webapi import (
     logs,
     metrics,
     openapi,
+    overview,
     responses,
+    timeline,
     tracing,
     usage,
     webhook_endpoints,
@@ -109,6 +111,7 @@ def create_app(settings: Settings | None = None) -> Flask:
 def _register(app: OpenAPI) -> None:
     for blueprint in (
         jobs,
+        timeline,
         events,
         bulks,
         files,
@@ -118,6 +121,7 @@ def _register(app: OpenAPI) -> None:
         webhook_endpoints,
         deliveries,
         usage,
+        overview,
         health,
     ):
         app.register_api(blueprint.api)

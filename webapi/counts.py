@@ -12,7 +12,9 @@ import sqlalchemy as sa
 from models.census import Census, take
 from models.db import Database
 from models.errors import DatabaseUnavailable
+from models.overview import Now, look
 from stoker.settings import Settings
+from webapi.history import NARROW, WINDOWS, History, Lately, Past
 
 T = TypeVar("T")
 
@@ -24,9 +26,10 @@ MOST_SHARE = 0.05
 class Kept(Generic[T]):
     """The last answer to one question to the database; who asks while it is being asked waits for that answer."""
 
-    def __init__(self, database: Database, ask: Callable[[sa.Connection], T]) -> None:
+    def __init__(self, database: Database, ask: Callable[[sa.Connection], T], keep: float = KEEP) -> None:
         self._database = database
         self._ask = ask
+        self._keep = keep
         self._lock = threading.Lock()
         self._found: T | None = None
         self.until = 0.0
@@ -39,7 +42,7 @@ class Kept(Generic[T]):
                 try:
                     with self._database.reading() as tx:
                         self._found = self._ask(tx)
-                    keep = max(KEEP, (time.monotonic() - started) / MOST_SHARE)
+                    keep = max(self._keep, (time.monotonic() - started) / MOST_SHARE)
                 except DatabaseUnavailable:
                     # A timeout found out nothing, so it is not held against the share.
                     self._found, keep = None, KEEP
@@ -52,3 +55,11 @@ class Counts:
 
     def __init__(self, database: Database, settings: Settings) -> None:
         self.census: Kept[Census] = Kept(database, lambda tx: take(tx, settings.engine_gone_after))
+        self.now: Kept[Now] = Kept(database, look, keep=1.0)
+        histories = {width: History(width) for width in set(WINDOWS.values())}
+        self.lately: Kept[Lately] = Kept(database, histories[NARROW].lately)
+        self.past = {minutes: self._past(database, histories[width], minutes) for minutes, width in WINDOWS.items()}
+
+    @staticmethod
+    def _past(database: Database, history: History, minutes: int) -> Kept[Past]:
+        return Kept(database, lambda tx: history.past(tx, minutes))

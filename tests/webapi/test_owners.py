@@ -38,7 +38,10 @@ BODIES: dict[str, dict[str, Any]] = {
 
 LISTS = frozenset({"/v1/jobs", "/v1/bulks", "/v1/batches", "/v1/files", "/v1/webhook_endpoints", "/v1/deliveries"})
 OTHERS = frozenset(
-    {"/v1/models", "/v1/usage", "/v1/webhook_event_types", "/livez", "/readyz", "/metrics", "/dashboard"}
+    {
+        *("/v1/models", "/v1/usage", "/v1/overview", "/v1/webhook_event_types"),
+        *("/livez", "/readyz", "/metrics", "/dashboard"),
+    }
 )
 """What is read without an id and is no list of what owners have; usage is looked at by itself."""
 

@@ -1,0 +1,91 @@
+"""One job on its way: its batches, the jobs beside it, its webhooks, and what it waits for. It only reads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+
+from models import batches, delivery_log, engines, jobs, loads, past_attempts, views
+from models.db import AnyRow, literal, now
+from models.delivery_log import Filters
+from models.engines import Live
+from models.errors import NotFound
+
+MOST_MATES = 50
+NEAR = 500
+"""How many of an owner's jobs before and after this one it is looked among for those of its batch."""
+MOST_DELIVERIES = 20
+
+_job, _batch = jobs.table.c, batches.table.c
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """What a queued job waits for: the engines that take its model, what runs there, and which are still starting.
+
+    `ahead` is how many of the owner's jobs go before it.
+    """
+
+    live: Sequence[Live]
+    running: int
+    starting: Sequence[AnyRow]
+    ahead: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Timeline:
+    """A job (its row), its batch, past attempts, mates (ids), deliveries; `line` while it is queued; the clock."""
+
+    job: AnyRow
+    batch: AnyRow | None
+    past: Sequence[AnyRow]
+    mates: Sequence[str]
+    deliveries: Sequence[AnyRow]
+    line: Line | None
+    clock: float
+
+
+def of(tx: sa.Connection, owner: str, job_id: str, live_within: float) -> Timeline:
+    """Return the way of a job so far. Raises NotFound."""
+    columns = (*jobs.table.c, now().label("clock"))
+    row = tx.execute(sa.select(*columns).where(_job.id == job_id, _job.owner == owner)).one_or_none()
+    if row is None:
+        raise NotFound("job", job_id)
+    batch = None if row.batch_id is None else _batch_of(tx, row.batch_id)
+    told, _ = delivery_log.page(tx, owner, Filters(job_id=job_id), after=None, limit=MOST_DELIVERIES)
+    line = _line(tx, row, live_within) if row.state == "queued" else None
+    return Timeline(row, batch, _past(tx, job_id), _mates(tx, row), told[::-1], line, row.clock)
+
+
+def _batch_of(tx: sa.Connection, batch_id: str) -> AnyRow | None:
+    return tx.execute(sa.select(batches.table).where(_batch.id == batch_id)).one_or_none()
+
+
+def _past(tx: sa.Connection, job_id: str) -> Sequence[AnyRow]:
+    """Return the attempts that came to nothing, each with what is still known of its batch."""
+    past = past_attempts.table
+    source = past.outerjoin(batches.table, _batch.id == past.c.batch_id)
+    chosen = sa.select(*past.c, _batch.engine_id, _batch.size, _batch.reason).select_from(source)
+    return tx.execute(chosen.where(past.c.job_id == job_id).order_by(past.c.attempt)).all()
+
+
+def _mates(tx: sa.Connection, row: AnyRow) -> list[str]:
+    """Return the owner's other jobs in the same batch: looked for among its neighbours, as no index has them all."""
+    if row.batch_id is None:
+        return []
+    mine = sa.select(_job.id, _job.batch_id).where(_job.owner == row.owner)
+    before = mine.where(_job.id < row.id).order_by(_job.id.desc()).limit(NEAR)
+    after = mine.where(_job.id > row.id).order_by(_job.id).limit(NEAR)
+    near = [one for part in (before, after) for one in tx.execute(part)]
+    return sorted(one.id for one in near if one.batch_id == row.batch_id)[:MOST_MATES]
+
+
+def _line(tx: sa.Connection, row: AnyRow, within: float) -> Line:
+    live = engines.live(tx, within, row.model)
+    running = loads.running(tx, [engine.id for engine in live])
+    busy = sum(load.jobs for load in running if not any(one.apart for one in live) or load.model == row.model)
+    age = (now() - engines.table.c.started_at).label("age")
+    starting = sa.select(engines.table.c.id, age).where(engines.table.c.state == literal("starting"))
+    return Line(live, busy, tx.execute(starting.order_by("age")).all(), views.queue_position(tx, row))
