@@ -35,12 +35,15 @@ from models import (
     jobs,
     keys,
     loads,
+    overview,
     owed,
     queue,
     results,
     retention,
+    samples,
     schema,
     sending,
+    timeline,
     usage,
     views,
     waiting,
@@ -61,7 +64,7 @@ KINDS = [
     for analyzed in (False, True)
 ]
 LARGE = frozenset(
-    {"jobs", "bodies", "results", "deliveries", "batches", "bulks", "idempotency_keys", "usage", "api_keys"}
+    {"jobs", "bodies", "results", "deliveries", "batches", "bulks", "idempotency_keys", "usage", "api_keys", "samples"}
 )
 PARTIAL = {
     *("jobs_queue", "jobs_cohorts", "jobs_batch", "jobs_delayed", "jobs_expiry"),
@@ -142,6 +145,8 @@ def _stock(tx: sa.Connection) -> None:
         {"owner": f"o{n % 50}", "day": n // 50, "model": "fake", "engine": "engine"} | counts for n in range(50 * 100)
     ]
     tx.execute(sa.insert(usage.table), used)
+    same = {"width": 10, "engine": "e", "incarnation": "run_1", "model": "fake", "lane": "bulk", "data": "{}"}
+    tx.execute(sa.insert(samples.table), [same | {"at": 10 * n} for n in range(5000)])
     made = [
         {"id": new_id("key"), "owner": "o1", "hash": f"{n:064}", "prefix": "sk", "created_at": 1.0} for n in range(2000)
     ]
@@ -206,6 +211,12 @@ def _delivery(job_id: str, nth: int) -> dict[str, Any]:
 def _get(tx: sa.Connection) -> None:
     with suppress(NotFound):
         views.get(tx, "o7", IN_FLIGHT[0])
+
+
+def _timeline(tx: sa.Connection) -> None:
+    ended = (jobs.table.c.owner == "o7", jobs.table.c.id > "job_", jobs.table.c.batch_id == RUNNING[0])
+    one = tx.execute(sa.select(jobs.table.c.id).where(*ended).order_by(jobs.table.c.id).limit(1)).scalar_one()
+    timeline.of(tx, "o7", one, 15.0)
 
 
 def _position(tx: sa.Connection) -> object:
@@ -344,6 +355,10 @@ BY_INDEX: dict[str, tuple[Work, set[str]]] = {
     "tokens of a day": (lambda tx: usage.today(tx, "o7"), set()),
     "usage of an owner": (lambda tx: usage.page(tx, "o7", 90, 99), set()),
     "usage of everybody": (lambda tx: usage.page(tx, None, 95, 99), set()),
+    "overview": (overview.look, {"batches_running"}),
+    "samples": (lambda tx: samples.read(tx, 10, 4_900_000), set()),
+    "old samples": (lambda tx: samples.forget(tx, 100), set()),
+    "timeline": (_timeline, {"jobs_owner"}),
     "old usage": (lambda tx: usage.any_before(tx, 3), {"usage_day"}),
     "forget usage": (lambda tx: usage.forget(tx, 3, 100), {"usage_day"}),
     "waiting tokens of an owner": (lambda tx: waiting.tokens_of_owner(tx, "o1", 100), {"jobs_queue", "jobs_delayed"}),
@@ -357,7 +372,6 @@ BOUNDED = {
     "deliveries due of hosts": "next_at",
     "deliveries follow their endpoint": "next_at",
     "expired leases": "lease_until",
-    "queue ages": "owner",
     "waiting of an owner": "owner",
     "waiting tokens of an owner": "owner",
     "tokens of a day": "day",
@@ -365,7 +379,7 @@ BOUNDED = {
     "old usage": "day",
 }
 """The index is searched up to now, or of each owner the head, not read through with a filter."""
-HOPS = frozenset({"queue ages", "hosts with deliveries due"})
+HOPS = frozenset({"hosts with deliveries due"})
 """Not even a partial index is read from end to end."""
 
 
