@@ -142,7 +142,7 @@ def _ring(kind: str, settings: Settings) -> None:
     """Ask for a harmless task, so that it can be seen whether the new process takes it."""
     if kind in _RINGS:
         task, queue = _RINGS[kind]
-        with Celery("stoker-restart", broker=settings.redis_url, set_as_current=False) as celery:
+        with Celery("stoker-restart", broker=settings.broker, set_as_current=False) as celery:
             celery.conf.broker_transport_options = settings.broker_options
             celery.send_task(task, queue=queue, ignore_result=True, retry=False, expires=MARGIN)
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 Policy = Literal["fixed", "token_budget", "bucketed", "adaptive"]
 
@@ -30,6 +30,33 @@ class LaneRules(BaseModel):
 def listed(text: str) -> list[str]:
     """Return the parts of a list that is written with commas."""
     return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def window_seconds(text: str) -> float | None:
+    """Return how long a completion window like 30m is; None for `none`."""
+    return None if text == "none" else int(text[:-1]) * _UNITS[text[-1]]
+
+
+def driver_url(url: str) -> str:
+    """Return a database's URL with the driver that stoker uses."""
+    for plain in ("postgresql://", "postgres://"):
+        if url.startswith(plain):
+            return "postgresql+psycopg://" + url.removeprefix(plain)
+    return url
+
+
+def port_range(text: str) -> tuple[int, int]:
+    """Return the first and last of a range like 8000-8999, or of one port."""
+    first, _, last = text.partition("-")
+    return int(first), int(last or first)
+
+
+def told(error: ValidationError) -> str:
+    """Return in one line which variables are wrong, and what is allowed."""
+    return "; ".join(
+        f"STOKER_{'_'.join(str(part) for part in item['loc']).upper()}: {item['msg']}" if item["loc"] else item["msg"]
+        for item in error.errors(include_url=False, include_input=False)
+    )
 
 
 def _is_secret(text: str) -> bool:
@@ -62,8 +89,8 @@ def _is_origin(url: str) -> bool:
 
 
 def _are_ports(text: str) -> bool:
-    first, dash, last = text.partition("-")
-    return 0 < int(first) <= int(last if dash else first) <= 65535  # noqa: PLR2004  # the highest port
+    first, last = port_range(text)
+    return 0 < first <= last <= 65535  # noqa: PLR2004  # the highest port
 
 
 def _is_key(text: str) -> bool:
@@ -71,6 +98,8 @@ def _is_key(text: str) -> bool:
     return re.fullmatch(r"[A-Za-z0-9_-]{43}=", text) is not None
 
 
+_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_BROKER = re.compile(r"(amqps?|pyamqp)://|$")
 _WINDOW = re.compile(r"none|[1-9][0-9]{0,5}[smhd]")
 _DATABASE = re.compile(r"(postgresql|postgres|sqlite)[+:]|$")
 _BUCKETS = ("s3", "gs", "az")
@@ -108,6 +137,7 @@ Secrets = Annotated[str, _text(_good_secrets, _SIGNS)]
 Delays = Annotated[str, _text(lambda text: text.strip() and all(float(x) >= 0 for x in text.split(",")), _DELAYS)]
 Networks = Annotated[str, _text(_each(lambda part: ipaddress.ip_network(part, strict=False)), "")]
 DatabaseUrl = Annotated[str, _text(_DATABASE.match, "must be a postgresql:// or sqlite:/// URL")]
+BrokerUrl = Annotated[str, _text(_BROKER.match, "must be an amqp:// or amqps:// URL; empty: Redis is the broker")]
 Place = Annotated[str, _text(lambda text: "://" not in text or _is_place(text, *_BUCKETS), _PLACE)]
 Prefixes = Annotated[str, _text(_each(lambda part: _is_place(part, *_BUCKETS, "file")), _PREFIXES)]
 Windows = Annotated[str, _text(_each(_WINDOW.fullmatch), "must be durations like 30m or 7d, or none")]

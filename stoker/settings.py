@@ -13,6 +13,7 @@ from pydantic import Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from stoker.setting_types import (
+    BrokerUrl,
     DatabaseUrl,
     Delays,
     LaneRules,
@@ -26,7 +27,11 @@ from stoker.setting_types import (
     Secrets,
     Servers,
     Windows,
+    driver_url,
     listed,
+    port_range,
+    told,
+    window_seconds,
 )
 
 Lane = Literal["realtime", "standard", "bulk"]
@@ -38,9 +43,6 @@ class SettingsError(Exception):
     """A setting is missing or wrong; the text names the variable and what is allowed."""
 
 
-_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-
-
 class Settings(BaseSettings):
     """What an operator can set; each field is the variable `STOKER_<NAME>`."""
 
@@ -49,7 +51,9 @@ class Settings(BaseSettings):
     # Where things are
     data: Path = Field(Path("var"), description="Folder of the embedded database, Redis data, logs and process list.")
     database_url: DatabaseUrl = Field("", description="PostgreSQL or SQLite URL; empty: SQLite in the data folder.")
+    database_read_url: DatabaseUrl = Field("", description="A PostgreSQL replica that lists and polling may read.")
     redis_url: str = Field("redis://127.0.0.1:6379/0", description="Redis: the broker and the wake-up channel.")
+    broker_url: BrokerUrl = Field("", description="Broker of doorbells if it is not Redis: amqp:// of a RabbitMQ.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
     metrics_port: int = Field(0, ge=0, le=65535, description="Port of a worker's own metrics, in containers; 0: none.")
 
@@ -189,12 +193,17 @@ class Settings(BaseSettings):
     @property
     def database(self) -> str:
         """Return the SQLAlchemy URL, with the driver that stoker uses."""
-        if not self.database_url:
-            return f"sqlite:///{self.data.absolute() / 'stoker.db'}"
-        for plain in ("postgresql://", "postgres://"):
-            if self.database_url.startswith(plain):
-                return "postgresql+psycopg://" + self.database_url.removeprefix(plain)
-        return self.database_url
+        return driver_url(self.database_url) if self.database_url else f"sqlite:///{self.data.absolute() / 'stoker.db'}"
+
+    @property
+    def database_replica(self) -> str:
+        """Return the SQLAlchemy URL of a read replica, empty where there is none."""
+        return driver_url(self.database_read_url)
+
+    @property
+    def broker(self) -> str:
+        """Return the URL of Celery's broker."""
+        return self.broker_url or self.redis_url
 
     @property
     def storage(self) -> str:
@@ -206,8 +215,7 @@ class Settings(BaseSettings):
     @cached_property
     def windows(self) -> dict[str, float | None]:
         """Return the seconds of each completion window that a batch may ask for; None: it never expires."""
-        named = ["24h", *listed(self.batch_windows)]
-        return {name: None if name == "none" else int(name[:-1]) * _UNITS[name[-1]] for name in named}
+        return {name: window_seconds(name) for name in ("24h", *listed(self.batch_windows))}
 
     @cached_property
     def input_prefixes(self) -> tuple[str, ...]:
@@ -275,8 +283,7 @@ class Settings(BaseSettings):
     @cached_property
     def webhook_port_ranges(self) -> tuple[tuple[int, int], ...]:
         """Return the ports that webhooks may reach, as (first, last)."""
-        parts = (part.partition("-") for part in listed(self.webhook_ports))
-        return tuple((int(first), int(last or first)) for first, _, last in parts)
+        return tuple(port_range(part) for part in listed(self.webhook_ports))
 
 
 def load(**overrides: object) -> Settings:
@@ -287,10 +294,4 @@ def load(**overrides: object) -> Settings:
     try:
         return Settings(**overrides)  # type: ignore[arg-type]  # pydantic checks the values
     except ValidationError as error:
-        lines = (
-            f"STOKER_{'_'.join(str(part) for part in item['loc']).upper()}: {item['msg']}"
-            if item["loc"]
-            else item["msg"]
-            for item in error.errors(include_url=False, include_input=False)
-        )
-        raise SettingsError("; ".join(lines)) from None
+        raise SettingsError(told(error)) from None

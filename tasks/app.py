@@ -40,7 +40,7 @@ class Context:
 
 def make_app(settings: Settings) -> Celery:
     """Return the Celery application for these settings."""
-    made = Celery("stoker", broker=settings.redis_url, include=list(TASKS), set_as_current=False)
+    made = Celery("stoker", broker=settings.broker, include=list(TASKS), set_as_current=False)
     expires = max(1.0, settings.sweep_every)
     made.conf.update(
         broker_transport_options=settings.broker_options,

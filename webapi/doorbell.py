@@ -125,7 +125,7 @@ class Doorbell:
 
 
 def _celery(settings: Settings) -> Celery:
-    celery = Celery("stoker-web", broker=settings.redis_url, set_as_current=False)
+    celery = Celery("stoker-web", broker=settings.broker, set_as_current=False)
     celery.conf.update(
         task_ignore_result=True,
         task_serializer="json",
