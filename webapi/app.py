@@ -44,6 +44,7 @@ from webapi import (
     usage,
     webhook_endpoints,
 )
+from webapi.console import overview as console_overview
 from webapi.context import EXTENSION, SILENCE, Context
 from webapi.counts import Counts
 from webapi.days import Days
@@ -108,6 +109,9 @@ def create_app(settings: Settings | None = None) -> Flask:
     return app
 
 
+PAGES = (console_overview,)
+
+
 def _register(app: OpenAPI) -> None:
     for blueprint in (
         jobs,
@@ -126,6 +130,8 @@ def _register(app: OpenAPI) -> None:
     ):
         app.register_api(blueprint.api)
     app.register_blueprint(dashboard.pages)
+    for page in PAGES:
+        app.register_blueprint(page.pages)
 
 
 def prepare(settings: Settings, database: Database) -> None:

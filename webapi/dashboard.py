@@ -1,14 +1,16 @@
-"""`/dashboard`: log in with an API key, see who is logged in, log out."""
+"""`/dashboard/login`: log in with an API key, and log out."""
 
 from __future__ import annotations
 
 from http import HTTPStatus
 
-from flask import Blueprint, Response, make_response, redirect, render_template, request
+from flask import Blueprint, Response, make_response, redirect, request
 
-from webapi import headers, json_body
+from webapi import json_body
+from webapi.console import door
 from webapi.context import here
-from webapi.sessions import CSRF_FIELD, CSRF_HEADER, Session, is_ours
+from webapi.errors import Problem
+from webapi.sessions import CSRF_FIELD, CSRF_HEADER, is_ours
 
 pages = Blueprint("dashboard", __name__, url_prefix="/dashboard")
 
@@ -21,36 +23,14 @@ _TOO_MANY = "Too many wrong keys came from your address. Wait a minute, then try
 _STALE_FORM = "This form was too old, or not sent from this page. Try again."
 
 
-@pages.after_request
-def protect(answer: Response) -> Response:
-    """Set the policy of pages."""
-    answer.headers["Content-Security-Policy"] = headers.PAGE
-    # With no-referrer a browser sends `Origin: null` with our own forms; other sites are told nothing by this either.
-    answer.headers["Referrer-Policy"] = "same-origin"
-    return answer
+pages.after_request(door.protect)
 
 
-@pages.get("", strict_slashes=False)
+@pages.get("/login")
 def show() -> Response:
-    """Show who is logged in; to nobody, a form to log in."""
-    session = here().sessions.session(request)
-    if session is None and here().keys.is_open():
-        return make_response(render_template("dashboard.html", view="open"))
-    return _login_form() if session is None else _signed_in(session)
-
-
-def _signed_in(session: Session) -> Response:
-    caller = session.caller
-    scopes = [scope for scope in ("submit", "read", "admin") if scope in caller.scopes]
-    page = render_template("dashboard.html", view="in", owner=caller.owner, scopes=scopes, csrf=session.token)
-    return make_response(page)
-
-
-def _login_form(why: str = "", status: int = HTTPStatus.OK) -> Response:
-    token = here().sessions.login_token(request)
-    answer = make_response(render_template("dashboard.html", view="out", why=why, csrf=token), status)
-    here().sessions.keep_login_token(request, answer, token)
-    return answer
+    """Show the form to log in; to who is logged in, or needs no login, the overview."""
+    logged_in = here().sessions.session(request) is not None or here().keys.is_open()
+    return _to_dashboard() if logged_in else door.login_form()
 
 
 @pages.post("/login")
@@ -59,13 +39,13 @@ def login() -> Response:
     _read_form()
     sessions = here().sessions
     if not sessions.is_login_form(request):
-        return _login_form(_STALE_FORM, HTTPStatus.FORBIDDEN)
+        return door.login_form(_STALE_FORM, HTTPStatus.FORBIDDEN)
     if not sessions.may_try(request):
         return _refused()
     # Looked up by its hash whatever it looks like: a text that cannot be a key takes as long as a wrong one.
     caller = here().keys.of_secret(request.form.get("key", "").strip())
     if caller is None:
-        return _login_form(_WRONG_KEY, HTTPStatus.UNAUTHORIZED) if sessions.failed(request) else _refused()
+        return door.login_form(_WRONG_KEY, HTTPStatus.UNAUTHORIZED) if sessions.failed(request) else _refused()
     answer = _to_dashboard()
     sessions.begin(request, answer, caller)
     return answer
@@ -77,7 +57,7 @@ def _read_form() -> None:
 
 
 def _refused() -> Response:
-    answer = _login_form(_TOO_MANY, HTTPStatus.TOO_MANY_REQUESTS)
+    answer = door.login_form(_TOO_MANY, HTTPStatus.TOO_MANY_REQUESTS)
     answer.headers["Retry-After"] = "60"
     return answer
 
@@ -91,9 +71,7 @@ def logout() -> Response:
     if session is not None:
         given = request.headers.get(CSRF_HEADER) or request.form.get(CSRF_FIELD, "")
         if not is_ours(request, session.token, given):
-            refused = _signed_in(session)
-            refused.status_code = HTTPStatus.FORBIDDEN
-            return refused
+            raise Problem(403, "csrf", _STALE_FORM)
         here().sessions.end(answer)
     return answer
 

@@ -11,7 +11,7 @@ from http import HTTPStatus
 from typing import Any
 
 import msgspec
-from flask import Response, g, request
+from flask import Response, g, render_template, request
 from pydantic import ValidationError
 
 from webapi import envelope
@@ -100,10 +100,26 @@ def is_openai() -> bool:
     return any(request.path == path or request.path.startswith(f"{path}/") for path in OPENAI)
 
 
+def is_page() -> bool:
+    """Tell whether this request is for a page of the console."""
+    return request.path == "/dashboard" or request.path.startswith("/dashboard/")
+
+
+def _page(problem: Problem) -> Response:
+    """Return a page that says what went wrong; in the place of a part of a page, only the words, as a notice above."""
+    told = {"problem": problem, "request_id": g.get("request_id"), "title": HTTPStatus(problem.status).phrase}
+    if "HX-Request" in request.headers:
+        headers = {**problem.headers, "HX-Retarget": "#notices", "HX-Reswap": "innerHTML"}
+        return Response(render_template("console/problem.html", **told), problem.status, headers)
+    return Response(render_template("console/error.html", **told), problem.status, problem.headers)
+
+
 def render(problem: Problem) -> Response:
     """Return the problem document of this request, or OpenAI's envelope."""
     if is_openai():
         return envelope.of(problem)
+    if is_page():
+        return _page(problem)
     document = {
         "type": f"urn:stoker:problem:{problem.code}",
         "title": HTTPStatus(problem.status).phrase,

@@ -21,6 +21,7 @@ from models.loads import Running
 from models.measures import Measures, quantile, total
 from models.overview import Now
 from webapi import access, answers
+from webapi.caller import Caller
 from webapi.context import Context, here
 from webapi.errors import Problem
 from webapi.history import Lately, Past
@@ -44,18 +45,18 @@ api.before_request(access.admit)
 @api.get("", operation_id="getOverview", responses={200: Overview})
 def show(query: OverviewQuery) -> Response:
     """Look at the queue, the engines, and what was done lately; counted every five seconds at the most."""
-    return answers.respond(answers.encode(document(here(), int(query.minutes))))
+    return answers.respond(answers.encode(document(here(), int(query.minutes), g.caller)))
 
 
-def document(context: Context, minutes: int) -> dict[str, Any]:
-    """Return what the caller of this request may see. Raises Problem 503 while the database is away."""
+def document(context: Context, minutes: int, caller: Caller) -> dict[str, Any]:
+    """Return what a caller may see. Raises Problem 503 while the database is away."""
     counts = context.counts
     census, now = counts.census.get(), counts.now.get()
     past, lately = counts.past[minutes].get(), counts.lately.get()
     if census is None or now is None or past is None or lately is None:
         raise Problem(503, "database_unavailable", "The database does not answer.", headers={"Retry-After": "5"})
-    everything = g.caller.may("admin")
-    mine = census.open if everything else [one for one in census.open if one.owner == g.owner]
+    everything = caller.may("admin")
+    mine = census.open if everything else [one for one in census.open if one.owner == caller.owner]
     told = dict.fromkeys(Overview.model_fields)
     told |= {"object": "overview", "at": round(now.clock, 3), "minutes": minutes, "queue": _queue(mine)}
     if everything:

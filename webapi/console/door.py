@@ -1,0 +1,112 @@
+"""What every page of the console has in common: who may see it, its policy, its frame, and how changes are checked."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import Any
+
+from flask import Blueprint, Response, g, make_response, redirect, render_template, request
+from werkzeug.wrappers import Response as Answer
+
+from webapi import access, headers, json_body, rates
+from webapi.caller import Caller
+from webapi.context import here
+from webapi.errors import Problem
+from webapi.sessions import CSRF_FIELD, CSRF_HEADER, SAFE, Session, is_ours
+
+LARGEST_FORM = 65_536
+FORM_WITHIN = 30.0
+"""Bytes and seconds that a form may have."""
+
+HOME = "/dashboard"
+PAGES = (
+    ("overview", "Overview", HOME),
+    ("jobs", "Jobs", "/dashboard/jobs"),
+    ("bulks", "Bulks", "/dashboard/bulks"),
+    ("try", "Try", "/dashboard/try"),
+    ("upload", "Upload", "/dashboard/upload"),
+    ("webhooks", "Webhooks", "/dashboard/webhooks"),
+    ("keys", "Keys", "/dashboard/keys"),
+    ("usage", "Usage", "/dashboard/usage"),
+)
+"""In the order of the navigation: a page's name, its title and its path."""
+
+
+def pages(name: str) -> Blueprint:
+    """Return the blueprint of a page: whoever is not logged in is led to the door, and a change is checked."""
+    made = Blueprint(f"console_{name}", __name__.replace("door", name), url_prefix="/dashboard")
+    made.before_request(_enter)
+    made.after_request(protect)
+    return made
+
+
+def protect(answer: Response) -> Response:
+    """Set the policy of pages."""
+    answer.headers["Content-Security-Policy"] = headers.PAGE
+    # With no-referrer a browser sends `Origin: null` with our own forms; other sites are told nothing by this either.
+    answer.headers["Referrer-Policy"] = "same-origin"
+    return answer
+
+
+def render(template: str, page: str, title: str = "", **values: Any) -> Response:
+    """Return a page within the frame; `page` is its name in PAGES, `title` what it is about besides."""
+    named = {name: text for name, text, _ in PAGES}
+    frame = {"pages": PAGES, "page": page, "title": title or named[page], "caller": g.caller, "csrf": g.csrf}
+    return make_response(render_template(f"console/{template}", **frame, **values))
+
+
+def fragment(template: str, **values: Any) -> Response:
+    """Return a part of a page, to be put into it."""
+    return make_response(render_template(f"console/{template}", caller=g.caller, csrf=g.csrf, **values))
+
+
+def login_form(why: str = "", status: int = HTTPStatus.OK) -> Response:
+    """Return the form to log in; `why` says what was wrong with the last one."""
+    token = here().sessions.login_token(request)
+    answer = make_response(render_template("login.html", why=why, csrf=token), status)
+    here().sessions.keep_login_token(request, answer, token)
+    return answer
+
+
+def wants_fragment() -> bool:
+    """Tell whether a part of the page is asked for, and not the whole of it."""
+    return "HX-Request" in request.headers
+
+
+def need(scope: str) -> None:
+    """Raise Problem 403 unless the caller may do that."""
+    if not g.caller.may(scope):
+        raise access.missing([scope])
+
+
+def _enter() -> Answer | None:
+    session = here().sessions.session(request)
+    caller = session.caller if session is not None else _stranger()
+    if caller is None:
+        return _to_the_door()
+    g.caller, g.owner, g.csrf = caller, caller.owner, session.token if session is not None else ""
+    if request.method not in SAFE:
+        _check_change(session)
+    rates.take(here().rates, caller)
+    return None
+
+
+def _stranger() -> Caller | None:
+    """Return who may use a service without keys from here; None where a login is needed."""
+    return here().keys.caller(request) if here().keys.is_open() else None
+
+
+def _to_the_door() -> Answer:
+    if wants_fragment() or request.method not in SAFE:
+        # In the place of a part of the page the login form would be no use.
+        return Response("", HTTPStatus.UNAUTHORIZED, {"HX-Redirect": HOME})
+    return login_form() if request.path == HOME else redirect(HOME, HTTPStatus.SEE_OTHER)
+
+
+def _check_change(session: Session | None) -> None:
+    """Raise Problem 403 for a change that does not prove to come from a page of this service."""
+    json_body.whole(request, LARGEST_FORM, FORM_WITHIN, cache=True)
+    token = session.token if session is not None else ""
+    given = request.headers.get(CSRF_HEADER) or request.form.get(CSRF_FIELD, "")
+    if not is_ours(request, token, given):
+        raise Problem(403, "csrf", "This page was too old, or the change was not sent from it. Load it again.")
