@@ -16,7 +16,7 @@ STAMP := .venv/.stoker-$(BACKEND)
 CODE  := stoker webapi tasks models tests benchmarks
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test chaos fuzz check audit format bench lock clean
+.PHONY: help setup demo test chaos fuzz check audit format docs screens bench lock clean
 
 help: ## Show what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -27,6 +27,8 @@ demo: setup ## See real answers go the whole way: HTTP, database, batch, vLLM, p
 	@$(RUN) -m stoker.demo
 
 test: setup ## Run the whole suite; more of pytest's arguments in ARGS="-k jobs"
+	@# Root on Debian gets the browser that tests of the console need; anybody else is told by those tests what is missing.
+	@sh requirements/browser.sh >/dev/null 2>&1 || true
 	@env -u BASE_URL $(RUN) -m pytest $(ARGS)
 
 fuzz: setup ## Send what the OpenAPI document allows and forbids, so many examples a call: EXAMPLES=200 SEED=1
@@ -47,6 +49,14 @@ audit: setup ## Look up whether a pinned package has a known vulnerability
 format: setup ## Format the code and mend what the linter can
 	.venv/bin/ruff format .
 	.venv/bin/ruff check --fix .
+
+docs: setup ## Write what is generated in docs/: pages from the code, the picture from benchmarks/results
+	@$(RUN) -m stoker.cli_reference docs
+	@$(RUN) -m webapi.api_reference docs
+	@$(RUN) -m benchmarks.picture
+
+screens: setup ## Take the pictures of the console in docs/images again
+	@env -u BASE_URL $(RUN) -m tests.browser.screens $(ARGS)
 
 bench: setup ## Run the benchmarks; one of them by ARGS="overhead"
 	@$(RUN) -m benchmarks $(ARGS)

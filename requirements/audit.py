@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-LOCKS = ("cpu.txt", "cuda.txt")
+LOCKS = ("cpu.txt", "cuda.txt", "deploy.txt")
 PATIENCE = 300
 """Seconds that a lock may take: one request a package."""
 IGNORED: Mapping[str, str] = {}
