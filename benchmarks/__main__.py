@@ -29,6 +29,8 @@ NAMES = (
     "waiters",
     "overload",
     "webhooks",
+    "machines",
+    "console",
 )
 
 

@@ -127,7 +127,7 @@ def running(settings: Mapping[str, object], *, sqlite: bool = False, ready: bool
             }
             with child([sys.executable, "-m", "stoker.cli", "up"], environ) as (process, said):
                 service.said = said
-                service.url = _ready(process, said) if ready else _answering(f"http://127.0.0.1:{given['port']}")
+                service.url = _ready(process, said) if ready else answering(f"http://127.0.0.1:{given['port']}")
                 service.environment = environ
                 yield service
         finally:
@@ -202,7 +202,9 @@ def _ready(process: subprocess.Popen[str], said: Sequence[str]) -> str:
     raise BenchmarkError("the service did not start:\n" + "\n".join(said[-20:]))
 
 
-def _answering(url: str) -> str:
+def answering(url: str) -> str:
+    """Return a web server's address once it answers. Raises BenchmarkError."""
+
     def answers() -> bool:
         connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=1)
         try:

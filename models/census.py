@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import sqlalchemy as sa
 
-from models import batches, deliveries, engines, jobs, loads
+from models import batches, deliveries, engines, jobs, loads, sweeps
 from models.db import literal, micros, now
 from models.engines import Live
 from models.loads import Running
@@ -34,13 +34,17 @@ class Open:
 
 @dataclass(frozen=True, slots=True)
 class Census:
-    """Counts of open jobs, READY batches (model, lane, count) and deliveries; live engines and the jobs in them."""
+    """Counts of open jobs, READY batches (model, lane, count) and deliveries; live engines and the jobs in them.
+
+    `sweep_age`: seconds since the sweeper last ran; None before its first time.
+    """
 
     open: Sequence[Open]
     ready: Sequence[tuple[str, str, int]]
     engines: Sequence[Live]
     deliveries: int
     running: Sequence[Running] = ()
+    sweep_age: float | None = None
 
     @property
     def jobs(self) -> list[tuple[str, str, str, int]]:
@@ -63,7 +67,8 @@ class Census:
 def take(tx: sa.Connection, live_within: float) -> Census:
     """Count everything; an engine counts as live when it was seen within so many seconds."""
     live = engines.live(tx, live_within)
-    return Census(_open(tx), _ready(tx), live, _deliveries(tx), loads.running(tx, [engine.id for engine in live]))
+    running = loads.running(tx, [engine.id for engine in live])
+    return Census(_open(tx), _ready(tx), live, _deliveries(tx), running, sweeps.age(tx))
 
 
 def recent_pace(tx: sa.Connection, model: str, within: float = 600.0) -> float | None:

@@ -20,7 +20,7 @@ from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 
-from models import postgres_session, sqlite_file
+from models import pooling, postgres_session, sqlite_file
 from models.errors import DatabaseUnavailable
 from models.gate import Gate
 from models.silence import bound
@@ -187,6 +187,7 @@ class Database:
         if self.engine.dialect.name == "postgresql":
             bound(self.engine, silence)
         self.dialect = self.engine.dialect.name
+        self.pooled = pooling.direct(url)[1]
         options: dict[str, Any] = {"stoker_read": True}
         if self.dialect == "postgresql":
             # Two round trips less; read committed sees as much. SQLite's transaction is a snapshot, and free.

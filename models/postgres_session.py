@@ -14,6 +14,8 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from models import pooling
+
 LONGEST, LONGEST_OF_A_CROWD = 60, 8
 """Seconds that PostgreSQL gives a statement; fewer behind a gate, where others wait for the place."""
 LONGEST_TRANSACTION = 90
@@ -21,20 +23,30 @@ LONGEST_TRANSACTION = 90
 PING_AFTER = 1.0
 """Seconds without use after which a pooled connection is asked whether it still lives."""
 
-_TIMEOUTS = "-c lock_timeout=5s -c idle_in_transaction_session_timeout=30s"
+_TIMEOUTS = {"lock_timeout": "5s", "idle_in_transaction_session_timeout": "30s"}
 # As the client looks after the server, so the server after the client; its own default is two hours.
-_KEEPALIVES = "-c tcp_keepalives_idle=5 -c tcp_keepalives_interval=2 -c tcp_keepalives_count=3"
+_KEEPALIVES = {"tcp_keepalives_idle": "5", "tcp_keepalives_interval": "2", "tcp_keepalives_count": "3"}
 # Every query here has its index, but a plan made while a table was small, or for a lane that used to be full, reads
 # the whole table: with 300,000 jobs a cut took 145 ms (3 ms by index), the look for waiting jobs 163 ms (2 ms).
-_PLANS = "-c enable_seqscan=off -c jit=off"
+_PLANS = {"enable_seqscan": "off", "jit": "off"}
 _KNOWS_TRANSACTIONS = 170_000
+POOLED = {
+    "statement_timeout": f"{LONGEST}s",
+    "transaction_timeout": f"{LONGEST_TRANSACTION}s",
+    **_TIMEOUTS,
+    **_PLANS,
+}
+"""What PgBouncer is to tell its sessions; whether a client has vanished it looks after itself."""
 
 
 def engine(url: str, pool_size: int, *, crowded: bool) -> sa.Engine:
     """Return an engine that is not connected yet; `crowded`: others wait for its connections."""
-    longest = LONGEST_OF_A_CROWD if crowded else LONGEST
+    target, pooled = pooling.direct(url)
+    told = {"statement_timeout": f"{LONGEST_OF_A_CROWD if crowded else LONGEST}s"} | _TIMEOUTS | _KEEPALIVES | _PLANS
+    # PgBouncer refuses options, and what is prepared lies in a session that the next transaction does not get.
+    ours = {"options": " ".join(f"-c {name}={value}" for name, value in told.items())}
     made = sa.create_engine(
-        url,
+        target,
         pool_size=pool_size,
         max_overflow=10,
         pool_timeout=5,
@@ -44,10 +56,11 @@ def engine(url: str, pool_size: int, *, crowded: bool) -> sa.Engine:
             "keepalives_interval": 2,
             "keepalives_count": 3,
             "tcp_user_timeout": 10_000,
-            "options": f"-c statement_timeout={longest}s {_TIMEOUTS} {_KEEPALIVES} {_PLANS}",
+            **({"prepare_threshold": None} if pooled else ours),
         },
     )
-    sa.event.listen(made, "connect", _limit_transactions)
+    if not pooled:
+        sa.event.listen(made, "connect", _limit_transactions)
     _ping_the_idle(made)
     return made
 

@@ -234,6 +234,11 @@ class Room:
         heap, limit = self._tokens_looked(owner)
         return math.inf if heap is None else heap.free(_part(limit, share))
 
+    def tokens_waiting(self, owner: str, most: Most) -> int | None:
+        """Return how many tokens of an owner wait, as far as this process knows; None where they are not limited."""
+        heap, _ = self._tokens_looked(owner, most)
+        return None if heap is None else max(0, heap.waiting)
+
     def enough(self, owner: str, share: float = 1.0) -> bool:
         """Tell whether it is worth while to go on with lines that wait for room: to find one's place again may be dear.
 

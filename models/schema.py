@@ -100,6 +100,9 @@ def upgrade(database: Database, say: Say = lambda _: None, *, steps: Path = STEP
     The service may run meanwhile. `say` hears when a step has to wait. Raises SchemaBusy when it waits for too long,
     SchemaOutdated when the database is newer than this version can work with.
     """
+    if database.pooled:
+        _nothing_to_do(database, steps)
+        return
     until = time.monotonic() + PATIENCE
     with _alone(database, until):
         while True:
@@ -116,6 +119,15 @@ def upgrade(database: Database, say: Say = lambda _: None, *, steps: Path = STEP
                     ) from error
                 say("a table is in use by a long transaction; trying again")
                 time.sleep(PAUSE)
+
+
+def _nothing_to_do(database: Database, steps: Path) -> None:
+    """Raise SchemaOutdated unless the schema is right: steps need a session of their own, which PgBouncer has not."""
+    try:
+        check(database, steps=steps)
+    except SchemaOutdated as error:
+        msg = f"{error}, with STOKER_DATABASE_URL naming PostgreSQL itself: upgrades do not go through PgBouncer"
+        raise SchemaOutdated(msg) from None
 
 
 def _step(database: Database, steps: Path) -> str | None:

@@ -41,3 +41,14 @@ def begin(tx: sa.Connection, lease: float) -> bool | None:
     grace = row.clock + lease if jumped else min(row.grace_until, row.clock + lease)
     tx.execute(sa.update(table).values(last_at=row.clock, grace_until=grace))
     return bool(grace <= row.clock)
+
+
+def last(tx: sa.Connection) -> float | None:
+    """Return when the last sweep was, by the clock of the database that it was written in; None when there was none."""
+    return tx.execute(sa.select(table.c.last_at)).scalar_one_or_none()
+
+
+def age(tx: sa.Connection) -> float | None:
+    """Return the seconds since the last sweep, None when there was none; never negative, though clocks are set back."""
+    found = tx.execute(sa.select(now() - table.c.last_at)).scalar_one_or_none()
+    return None if found is None else max(0.0, float(found))

@@ -15,9 +15,9 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import sqlalchemy as sa
-from sqlalchemy.engine import URL, make_url
+from sqlalchemy.engine import URL
 
-from models import restoring, schema
+from models import pooling, restoring, schema
 from models.db import Database
 from models.errors import StokerError
 from models.storage import fsync
@@ -33,7 +33,7 @@ class BackupError(StokerError):
 
 def backup(settings: Settings, to: Path) -> int:
     """Write a consistent copy of the database to the file `to`; return its size in bytes. Raises BackupError."""
-    url = make_url(settings.database)
+    url = _direct(settings)
     with _new(to) as part:
         if url.get_backend_name() == "sqlite":
             _copy(_file(url), part)
@@ -49,7 +49,7 @@ def restore(settings: Settings, source: Path) -> int:
     What was running is queued again, uncharged. Tables of an older version are brought up to this one. Raises
     BackupError, SchemaOutdated and DatabaseUnavailable.
     """
-    url = make_url(settings.database)
+    url = _direct(settings)
     sqlite = url.get_backend_name() == "sqlite"
     _check_kind(source, sqlite=sqlite)
     if not sqlite:
@@ -64,6 +64,13 @@ def restore(settings: Settings, source: Path) -> int:
         _settle(part)
         with closing(Database(f"sqlite:///{part}", pool_size=1)) as database:
             return _begin_again(database)
+
+
+def _direct(settings: Settings) -> URL:
+    url, pooled = pooling.direct(settings.database)
+    if pooled:
+        raise BackupError("backups do not go through PgBouncer: name PostgreSQL itself in STOKER_DATABASE_URL")
+    return url
 
 
 def _begin_again(database: Database) -> int:

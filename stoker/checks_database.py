@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -11,7 +12,7 @@ from pathlib import Path
 import sqlalchemy as sa
 from sqlalchemy.engine import make_url
 
-from models import diagnosis, schema
+from models import diagnosis, pooling, postgres_session, schema, sweeps
 from models.db import AnyRow, Database
 from models.errors import DatabaseUnavailable
 from stoker.answer_time import usual
@@ -26,6 +27,8 @@ LONG = 60.0
 """Seconds of a transaction. The service's own are cut off at 60."""
 LARGE_LOG = 200_000_000
 """Bytes of SQLite's log beside the database; 4 MB is usual."""
+LAG = 5.0
+"""Seconds that a replica may be behind, beside the time between two sweeps, before it is not read."""
 _LOCK_PATIENCE = 3.0
 _CROWDED = 0.85
 
@@ -48,6 +51,7 @@ def database(settings: Settings, clock: Callable[[], float] = time.time) -> Iter
                 yield from _sqlite(Path(str(make_url(settings.database).database)))
             else:
                 yield from _postgres(db)
+                yield from _replica(db, settings)
         except DatabaseUnavailable as error:
             yield problem("database", f"{shown(settings)} does not answer: {error}", _START)
 
@@ -132,6 +136,8 @@ def _write_lock(file: Path) -> Finding:
 
 
 def _postgres(db: Database) -> Iterator[Finding]:
+    if db.pooled:
+        yield _pooled(db)
     with db.reading() as tx:
         open_ones = diagnosis.transactions(tx)
         used, room = diagnosis.connections(tx)
@@ -147,6 +153,38 @@ def _postgres(db: Database) -> Iterator[Finding]:
         )
     else:
         yield ok("connections", says)
+
+
+def _pooled(db: Database) -> Finding:
+    with db.reading() as tx:
+        known = pooling.known(tx, postgres_session.POOLED)
+        untold = pooling.untold(tx, postgres_session.POOLED)
+    if not untold:
+        return ok("pgbouncer", "its sessions are told what ours are")
+    query = pooling.connect_query({name: value for name, value in postgres_session.POOLED.items() if name in known})
+    do = f"give this database in pgbouncer.ini connect_query='{query}', then RELOAD and RECONNECT it"
+    return warning("pgbouncer", f"its sessions lack {', '.join(untold)}: locks may be held for ever", do)
+
+
+def _replica(db: Database, settings: Settings) -> Iterator[Finding]:
+    """Look how far the replica is behind, as the web servers do."""
+    if not settings.database_replica:
+        return
+    do = "see to it; lists and counts are read from the primary meanwhile"
+    with closing(Database(settings.database_replica, pool_size=1)) as replica:
+        try:
+            with replica.reading() as tx:
+                last = sweeps.last(tx)
+        except DatabaseUnavailable as error:
+            yield warning("replica", f"it does not answer: {error}", do)
+            return
+    with db.reading() as tx:
+        behind = math.inf if last is None else diagnosis.clock(tx) - last
+    if behind > settings.sweep_every + LAG:
+        says = f"it has not heard of a sweep for {behind:.0f} s" if last else "it has not heard of any sweep"
+        yield warning("replica", f"{says}: it lags, or no sweeper runs", do)
+    else:
+        yield ok("replica", f"it is {max(behind, 0.0):.1f} s behind at most")
 
 
 def _transactions(rows: Sequence[AnyRow]) -> Finding:

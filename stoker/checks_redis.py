@@ -32,7 +32,8 @@ def broker(settings: Settings) -> Iterator[Finding]:
             told: Mapping[str, Any] = client.info()
             yield _writable(client, told)
             yield _memory(told)
-            yield from _queues(client, settings)
+            if not settings.broker_url:  # else they lie in RabbitMQ
+                yield from _queues(client, settings)
         except (redis.RedisError, OSError) as error:
             says = f"{shown(settings)} does not answer: {error}"
             do = "start Redis, or mend STOKER_REDIS_URL; jobs are accepted without it, and found every few seconds"

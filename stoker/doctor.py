@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from urllib.parse import unquote, urlsplit
 
+from stoker.checks_broker import rabbitmq
 from stoker.checks_database import database
 from stoker.checks_host import host
 from stoker.checks_queue import queue
@@ -26,6 +27,8 @@ PATIENCE = 20.0
 """Seconds that a part may take to be looked at."""
 _SHORTEST = 4
 _SECRETS = ("secret_key", "webhook_secret", "upstream_api_key")
+_ADDRESSES = ("database_url", "database_read_url", "redis_url", "broker_url")
+"""Settings that may hold a password."""
 MIN_FREE = 1.0
 """Gigabytes of disk below which it is a problem."""
 
@@ -43,6 +46,7 @@ def examine(
         "database": partial(database, settings),
         "queue": partial(queue, settings),
         "redis": partial(broker, settings),
+        "broker": partial(rabbitmq, settings),
         "web": partial(web, settings, url, known=runs),
     }
     whose = f"those of the `stoker up` of {settings.data}" if runs else "those of this shell, all valid"
@@ -89,6 +93,7 @@ _HANGS = {
     "database": "is the database frozen, or the network to it cut off?",
     "queue": "is the database frozen, or a table locked?",
     "redis": "is Redis frozen, or the network to it cut off?",
+    "broker": "is RabbitMQ frozen, or the network to it cut off?",
     "web": "is the web server frozen? `stoker restart web`, or kill -9 it",
 }
 
@@ -104,7 +109,7 @@ def _collect(name: str, group: Group, into: list[Finding]) -> None:
 
 def secrets_of(settings: Settings) -> list[str]:
     """Return what must not be printed."""
-    urls = (urlsplit(url) for url in (settings.database_url, settings.redis_url) if url)
+    urls = (urlsplit(getattr(settings, name)) for name in _ADDRESSES if getattr(settings, name))
     passwords = [part.password for part in urls if part.password]
     known = [*passwords, *map(unquote, passwords)]
     known += [part for name in _SECRETS for part in getattr(settings, name).split()]

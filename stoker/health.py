@@ -16,6 +16,7 @@ from models.errors import DatabaseUnavailable
 from stoker.settings import Settings
 
 _PATIENCE = 5.0
+_PORTS = {"amqp": 5672, "pyamqp": 5672, "amqps": 5671}
 _LATE = 30.0
 """Seconds after which the sweeper, which beat calls and the collector runs, counts as gone."""
 
@@ -63,12 +64,13 @@ def engine(settings: Settings) -> None:
 
 
 def worker(settings: Settings) -> None:
-    """Raise Unhealthy unless Redis, from which the worker takes its messages, can be reached."""
-    address = urlsplit(settings.redis_url)
+    """Raise Unhealthy unless the broker, from which the worker takes its messages, can be reached."""
+    address = urlsplit(settings.broker)
+    where = (address.hostname or "127.0.0.1", address.port or _PORTS.get(address.scheme, 6379))
     try:
-        socket.create_connection((address.hostname or "127.0.0.1", address.port or 6379), timeout=_PATIENCE).close()
+        socket.create_connection(where, timeout=_PATIENCE).close()
     except OSError as error:
-        raise Unhealthy(f"Redis cannot be reached: {error}") from None
+        raise Unhealthy(f"{'RabbitMQ' if settings.broker_url else 'Redis'} cannot be reached: {error}") from None
 
 
 PARTS: dict[str, Callable[[Settings], None]] = {

@@ -20,6 +20,7 @@ from celery import Celery
 from models import diagnosis, engines
 from models.db import Database
 from models.errors import DatabaseUnavailable
+from stoker.checks_broker import FAILURES, queues
 from stoker.checks_web import takes_jobs
 from stoker.processes import Ledger, Recorded, is_locked
 from stoker.service_settings import written_down
@@ -120,7 +121,7 @@ def _is_well(target: _Target, settings: Settings, database: Database, since: flo
                 age = diagnosis.last_sweep(tx)
                 return age is not None and diagnosis.clock(tx) - age > since
         return _is_heard(target.kind, settings)
-    except (DatabaseUnavailable, redis.RedisError, OSError):
+    except (DatabaseUnavailable, redis.RedisError, *FAILURES):
         return False
 
 
@@ -133,9 +134,15 @@ def _is_open(target: _Target, settings: Settings, database: Database, pid: int) 
 
 
 def _is_heard(kind: str, settings: Settings) -> bool:
-    """Tell whether Redis answers and, for a worker, whether what was rung for it was taken."""
+    """Tell whether Redis answers and, for a worker, whether what was rung for it was taken from the broker."""
     with redis.Redis.from_url(settings.redis_client_url, socket_timeout=1, socket_connect_timeout=1) as client:
-        return bool(client.ping()) and (kind not in _RINGS or client.llen(_RINGS[kind][1]) == 0)
+        if kind not in _RINGS:
+            return bool(client.ping())
+        queue = _RINGS[kind][1]
+        if not settings.broker_url:
+            return bool(client.llen(queue) == 0)
+    found = queues(settings, [queue])[queue]
+    return found.workers > 0 and found.messages == 0
 
 
 def _ring(kind: str, settings: Settings) -> None:

@@ -45,6 +45,26 @@ def driver_url(url: str) -> str:
     return url
 
 
+def transport_options(broker: str) -> dict[str, object]:
+    """Return kombu's transport options for a broker: those of Redis, or for amqp:// those of py-amqp's connections.
+
+    Nobody waits for a broker without an end: a worker whose connection is cut half-open would stay deaf.
+    """
+    if broker.startswith(_AMQP):
+        # A ring is told to be taken, so that one that was refused (memory, disk) counts; tried once: whoever rings
+        # goes on without it, and workers have a loop of their own.
+        return {"read_timeout": 5, "write_timeout": 5, "confirm_publish": True, "max_retries": 0}
+    # Without `socket_timeout` the health check never runs.
+    return {"socket_timeout": 5, "socket_connect_timeout": 5, "socket_keepalive": True, "health_check_interval": 5}
+
+
+def hasty_options(broker: str) -> dict[str, object]:
+    """Return the same for who has others to serve: it waits for 2 s, and tries once."""
+    if broker.startswith(_AMQP):
+        return transport_options(broker) | {"read_timeout": 2, "write_timeout": 2}
+    return transport_options(broker) | {"socket_timeout": 2, "socket_connect_timeout": 1, "max_retries": 0}
+
+
 def port_range(text: str) -> tuple[int, int]:
     """Return the first and last of a range like 8000-8999, or of one port."""
     first, _, last = text.partition("-")
@@ -99,6 +119,7 @@ def _is_key(text: str) -> bool:
 
 
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_AMQP = ("amqp://", "amqps://", "pyamqp://")
 _BROKER = re.compile(r"(amqps?|pyamqp)://|$")
 _WINDOW = re.compile(r"none|[1-9][0-9]{0,5}[smhd]")
 _DATABASE = re.compile(r"(postgresql|postgres|sqlite)[+:]|$")

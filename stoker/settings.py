@@ -28,9 +28,11 @@ from stoker.setting_types import (
     Servers,
     Windows,
     driver_url,
+    hasty_options,
     listed,
     port_range,
     told,
+    transport_options,
     window_seconds,
 )
 
@@ -224,16 +226,13 @@ class Settings(BaseSettings):
 
     @property
     def broker_options(self) -> dict[str, object]:
-        """Return kombu's transport options, the same wherever stoker speaks to the broker.
+        """Return kombu's transport options, the same wherever stoker speaks to the broker."""
+        return transport_options(self.broker)
 
-        Without `socket_timeout` the health check never runs, and a worker whose connection is cut half-open stays deaf.
-        """
-        return {
-            "socket_timeout": 5,
-            "socket_connect_timeout": 5,
-            "socket_keepalive": True,
-            "health_check_interval": 5,
-        }
+    @property
+    def hasty_broker_options(self) -> dict[str, object]:
+        """Return them for who must not be held up by the broker."""
+        return hasty_options(self.broker)
 
     @property
     def redis_client_url(self) -> str:

@@ -24,6 +24,8 @@ from tasks.logs import configure
 TASKS = ("tasks.collector", "tasks.sweeper", "tasks.webhook", "tasks.bulks", "tasks.retention", "tasks.engine_process")
 
 RETAIN_EVERY = 60.0
+HEARTBEAT = 10.0
+"""Seconds between signs of life to and from RabbitMQ; two missing ones are a lost connection."""
 SILENCE = 20.0
 """Seconds after which an answer of the database is no longer waited for; what was under way is done again."""
 
@@ -48,6 +50,8 @@ def make_app(settings: Settings) -> Celery:
         broker_connection_max_retries=None,
         broker_connection_retry_on_startup=True,
         broker_connection_timeout=5,
+        # RabbitMQ's own, 60 s, leave a worker deaf for two minutes after a connection was cut half-open.
+        broker_heartbeat=HEARTBEAT,
         task_ignore_result=True,
         task_acks_late=False,
         # One line in the log, no traceback: what the task would have done is done after the next ring.
@@ -55,6 +59,8 @@ def make_app(settings: Settings) -> Celery:
         task_serializer="json",
         accept_content=["json"],
         task_create_missing_queues=True,
+        # Nothing of a doorbell is worth a disk's time; the queues are durable, so that they are there after a restart.
+        task_default_delivery_mode="transient",
         task_default_queue="default",
         worker_prefetch_multiplier=1,
         worker_hijack_root_logger=False,

@@ -1,7 +1,7 @@
 """The tasks' side of the doorbell: wake collectors and engines, tell waiting clients which jobs ended.
 
-A thread of its own does it, so that a Redis that is down or hung never holds up the storing of results. Rings for the
-same thing within 20 ms are one ring.
+Threads of their own do it, so that a broker or Redis that is down or hung never holds up the storing of results; two,
+since waiting clients need not wait for a broker that is another server. Rings for the same thing within 20 ms are one.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Doorbell:
     """Rings in the background, never blocks, never raises."""
 
     def __init__(self, app: Celery, settings: Settings) -> None:
-        """Prepare; the thread starts with the first ring."""
+        """Prepare; the threads start with the first ring."""
         self._app = app
         self._redis = redis.Redis.from_url(
             settings.redis_client_url,
@@ -45,7 +45,7 @@ class Doorbell:
         self._pending: dict[tuple[str, ...], Callable[[], object]] = {}
         self._ended: list[str] = []
         self._wake = threading.Condition()
-        self._thread: threading.Thread | None = None
+        self._started = False
 
     def collector(self, model: str, lane: str | None = None) -> None:
         """Ask a collector to look at a model's queue; with a lane, only a job of that lane is new."""
@@ -79,32 +79,42 @@ class Doorbell:
             self._start()
 
     def _start(self) -> None:
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._work, name="doorbell", daemon=True)
-            self._thread.start()
-        self._wake.notify()
+        if not self._started:
+            for name, work in (("doorbell", self._ring_all), ("doorbell-ended", self._tell_all)):
+                threading.Thread(target=work, name=name, daemon=True).start()
+            self._started = True
+        self._wake.notify_all()
 
-    def _work(self) -> None:
+    def _ring_all(self) -> None:
         while True:
             with self._wake:
-                self._wake.wait_for(lambda: self._pending or self._ended)
+                self._wake.wait_for(lambda: self._pending)
                 rings, self._pending = self._pending, {}
-                ended, self._ended = self._ended, []
             for ring in rings.values():
-                self._try(ring)
-            if ended:
-                self._try(partial(self._redis.publish, streams.ENDED, ",".join(ended)))
+                if not self._try(ring):
+                    break  # the others would each wait as long for the same broker, and the next ones behind them
             time.sleep(_PAUSE)
 
-    def _try(self, send: Callable[[], object]) -> None:
+    def _tell_all(self) -> None:
+        while True:
+            with self._wake:
+                self._wake.wait_for(lambda: self._ended)
+                ended, self._ended = self._ended, []
+            self._try(partial(self._redis.publish, streams.ENDED, ",".join(ended)))
+            time.sleep(_PAUSE)
+
+    def _try(self, send: Callable[[], object]) -> bool:
+        """Send; return whether there was somebody to send to."""
         try:
             send()
         except (OperationalError, redis.RedisError, OSError) as error:
             metrics.rings_failed.inc()
             log.warning("doorbell not heard; the sweeper rings again", error=type(error).__name__)
+            return False
         except Exception as error:  # the thread's edge: without it nobody is rung for any more
             metrics.rings_failed.inc()
             log.exception("doorbell not rung; the sweeper rings again", error=type(error).__name__)
+        return True
 
 
 @cache

@@ -55,6 +55,8 @@ class _Account:
 class Server:
     """A server process with its folder: can be ended, killed, and started again on the same port and data."""
 
+    guard = _GUARD
+
     def __init__(
         self,
         command: Callable[[int], Sequence[str]],
@@ -85,7 +87,7 @@ class Server:
         with (self.folder / "log").open("ab") as log:
             self.process = _spawn(self._command(self.port), self._account, log, self._environment)
         self._guard = subprocess.Popen(
-            ["sh", "-c", _GUARD, "sh", str(self.pid), "INT", str(self.folder)],
+            ["sh", "-c", self.guard, "sh", str(self.pid), "INT", str(self.folder)],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

@@ -53,6 +53,7 @@ from webapi.following import Recorded
 from webapi.known_models import KnownModels
 from webapi.pager import Pager
 from webapi.rates import Rates
+from webapi.replica import Replica
 from webapi.sessions import Sessions
 from webapi.waiters import Waiters
 
@@ -76,6 +77,7 @@ def create_app(settings: Settings | None = None) -> Flask:
         database.close()
         raise
     reserve = Database(settings.database, pool_size=4, silence=SILENCE)
+    lists = Replica(database, reserve, settings)
     app = openapi.new_app("webapi", version("stoker"))
     app.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes
     doorbell, keys, seal = Doorbell(settings), auth.Keys(database, settings), seal_of(settings)
@@ -83,12 +85,13 @@ def create_app(settings: Settings | None = None) -> Flask:
         settings=settings,
         database=database,
         reserve=reserve,
+        lists=lists,
         storage=Storage(settings.storage),
         keys=keys,
         seal=seal,
         sessions=Sessions(keys, seal, settings.session_hours),
         known=KnownModels(database),
-        counts=Counts(reserve, settings),
+        counts=Counts(reserve, lists, settings),
         room=Room(database, settings.max_queued_per_owner, settings.max_queued, settings.key_tokens_queued),
         doorbell=doorbell,
         pager=Pager(settings, doorbell),
@@ -105,14 +108,15 @@ def create_app(settings: Settings | None = None) -> Flask:
     headers.install(app, settings)
     app.after_request(limits.stamp)
     failures.install(app)
-    _register(app)
+    register(app)
     return app
 
 
 PAGES = (console_overview,)
 
 
-def _register(app: OpenAPI) -> None:
+def register(app: OpenAPI) -> None:
+    """Add every call and every page."""
     for blueprint in (
         jobs,
         timeline,

@@ -27,6 +27,7 @@ from webapi.following import Recorded
 from webapi.known_models import KnownModels
 from webapi.pager import Pager
 from webapi.rates import Rates
+from webapi.replica import Replica
 from webapi.sessions import Sessions
 from webapi.waiters import Waiters
 
@@ -48,6 +49,8 @@ class Context:
     database: Database
     reserve: Database
     """For health checks and for those who wait for jobs, whatever crowd is at the other: few use it at once."""
+    lists: Replica
+    """For lists and counts, which may be a few seconds old: a read replica, or the first one where there is none."""
     storage: Storage
     keys: Keys
     seal: Seal
@@ -77,6 +80,7 @@ class Context:
         self.recorded.close()
         self.waiters.stop()
         self.keys.close()
+        self.lists.close()
         self.database.close()
         self.reserve.close()
 

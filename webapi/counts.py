@@ -15,6 +15,7 @@ from models.errors import DatabaseUnavailable
 from models.overview import Now, look
 from stoker.settings import Settings
 from webapi.history import NARROW, WINDOWS, History, Lately, Past
+from webapi.replica import Replica
 
 T = TypeVar("T")
 
@@ -26,8 +27,15 @@ MOST_SHARE = 0.05
 class Kept(Generic[T]):
     """The last answer to one question to the database; who asks while it is being asked waits for that answer."""
 
-    def __init__(self, database: Database, ask: Callable[[sa.Connection], T], keep: float = KEEP) -> None:
+    def __init__(
+        self,
+        database: Database,
+        ask: Callable[[sa.Connection], T],
+        keep: float = KEEP,
+        replica: Replica | None = None,
+    ) -> None:
         self._database = database
+        self._replica = replica
         self._ask = ask
         self._keep = keep
         self._lock = threading.Lock()
@@ -40,8 +48,7 @@ class Kept(Generic[T]):
             if time.monotonic() >= self.until:
                 started = time.monotonic()
                 try:
-                    with self._database.reading() as tx:
-                        self._found = self._ask(tx)
+                    self._found = self._read()
                     keep = max(self._keep, (time.monotonic() - started) / MOST_SHARE)
                 except DatabaseUnavailable:
                     # A timeout found out nothing, so it is not held against the share.
@@ -49,12 +56,20 @@ class Kept(Generic[T]):
                 self.until = time.monotonic() + keep
             return self._found
 
+    def _read(self) -> T:
+        if self._replica is not None:
+            return self._replica.read(self._ask, self._database)
+        with self._database.reading() as tx:
+            return self._ask(tx)
+
 
 class Counts:
     """What one web process counts."""
 
-    def __init__(self, database: Database, settings: Settings) -> None:
-        self.census: Kept[Census] = Kept(database, lambda tx: take(tx, settings.engine_gone_after))
+    def __init__(self, database: Database, lists: Replica, settings: Settings) -> None:
+        # The one that counts all that is open; what adds up, row for row, is asked of one database alone.
+        replica = lists if settings.database_replica else None
+        self.census: Kept[Census] = Kept(database, lambda tx: take(tx, settings.engine_gone_after), replica=replica)
         self.now: Kept[Now] = Kept(database, look, keep=1.0)
         histories = {width: History(width) for width in set(WINDOWS.values())}
         self.lately: Kept[Lately] = Kept(database, histories[NARROW].lately)

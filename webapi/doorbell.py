@@ -23,6 +23,8 @@ log = structlog.get_logger("stoker.web")
 EVERY = 0.02
 MOST_PENDING = 10_000
 FIRST_PAUSE, LONGEST_PAUSE = 0.2, 3.0
+EXPIRES = 60.0
+"""Seconds that RabbitMQ keeps a ring that nobody takes, by its own clock. Redis keeps it."""
 QUIET = 30.0
 """Seconds between two log lines about a broker that is away."""
 
@@ -107,7 +109,9 @@ class Doorbell:
             rings, self._pending = list(self._pending), {}
         for at, (task, queue, arguments) in enumerate(rings):
             try:
-                celery.send_task(task, args=list(arguments), queue=queue, ignore_result=True, retry=False)
+                celery.send_task(
+                    task, args=list(arguments), queue=queue, ignore_result=True, retry=False, expiration=EXPIRES
+                )
             except (OperationalError, OSError) as error:
                 self._failed(error)
                 with self._lock:
@@ -130,7 +134,7 @@ def _celery(settings: Settings) -> Celery:
         task_ignore_result=True,
         task_serializer="json",
         broker_connection_timeout=1,
-        broker_transport_options=settings.broker_options
-        | {"socket_timeout": 2, "socket_connect_timeout": 1, "max_retries": 0},
+        broker_transport_options=settings.hasty_broker_options,
+        task_default_delivery_mode="transient",
     )
     return celery

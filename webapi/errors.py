@@ -14,7 +14,7 @@ import msgspec
 from flask import Response, g, render_template, request
 from pydantic import ValidationError
 
-from webapi import envelope
+from webapi import envelope, headers
 
 MOST_ERRORS = 20
 MOST_NAME = 64
@@ -108,10 +108,12 @@ def is_page() -> bool:
 def _page(problem: Problem) -> Response:
     """Return a page that says what went wrong; in the place of a part of a page, only the words, as a notice above."""
     told = {"problem": problem, "request_id": g.get("request_id"), "title": HTTPStatus(problem.status).phrase}
+    # Also where there is no page, and so none whose policy it would have.
+    sent = {**problem.headers, "Content-Security-Policy": headers.PAGE}
     if "HX-Request" in request.headers:
-        headers = {**problem.headers, "HX-Retarget": "#notices", "HX-Reswap": "innerHTML"}
-        return Response(render_template("console/problem.html", **told), problem.status, headers)
-    return Response(render_template("console/error.html", **told), problem.status, problem.headers)
+        sent |= {"HX-Retarget": "#notices", "HX-Reswap": "innerHTML"}
+        return Response(render_template("console/problem.html", **told), problem.status, sent)
+    return Response(render_template("console/error.html", **told), problem.status, sent)
 
 
 def render(problem: Problem) -> Response:

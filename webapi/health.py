@@ -74,6 +74,8 @@ def _gauges(census: Census | None) -> Iterator[GaugeMetricFamily]:
     yield ready
     yield from _engines(census)
     yield GaugeMetricFamily("stoker_deliveries_pending", "Webhook events not delivered yet.", value=census.deliveries)
+    if census.sweep_age is not None:
+        yield GaugeMetricFamily("stoker_sweep_age_seconds", "Time since the last sweep.", value=census.sweep_age)
 
 
 def _engines(census: Census) -> Iterator[GaugeMetricFamily]:
@@ -83,6 +85,11 @@ def _engines(census: Census) -> Iterator[GaugeMetricFamily]:
     for engine in census.engines:
         slots.add_metric([engine.id], engine.slots)
     yield slots
+    # The database's clock. A value that changes is a start: how often an engine was started again can be counted.
+    starts = GaugeMetricFamily("stoker_engine_start_time_seconds", "When an engine was started.", labels=["engine"])
+    for engine in census.engines:
+        starts.add_metric([engine.id], engine.started_at)
+    yield starts
     names = ["engine", "model", "lane"]
     running = GaugeMetricFamily("stoker_engine_jobs", "Jobs that an engine has, those at its gate too.", labels=names)
     for load in census.running:

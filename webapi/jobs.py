@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
@@ -56,23 +57,30 @@ def create() -> Response:
     context = here()
     raw = json_body.read(request, context.settings.max_body_bytes)
     once = Once(keyed.key(), hashlib.sha256(raw).hexdigest())
+    answer, replayed = store(
+        once, lambda: job_of(json_body.parse(raw), g.owner, context.settings, context.known, context.seal)
+    )
+    return _accepted(answer, replayed=replayed)
+
+
+def store(once: Once, make: Callable[[], NewJob]) -> tuple[str, bool]:
+    """Store the job that `make` returns, once, and ring for it; return its document, and whether it was told before.
+
+    Raises what `make` raises, Problem 429 and QueueFull where there is no room, OutcomeUnknown.
+    """
     with ExitStack() as room:
         try:
-            new = job_of(json_body.parse(raw), g.owner, context.settings, context.known, context.seal)
+            new = make()
             room.enter_context(limits.place(new.tokens))
         except (Problem, QueueFull):
             # What was taken once is answered again, even if its model is gone by now or the queue is full.
             if (before := once.before()) is None:
                 raise
-            return _accepted(before, replayed=True)
-        answer, replayed = _stored(once, new)
-    context.ring(new.model, new.lane)
-    return _accepted(answer, replayed=replayed)
-
-
-def _stored(once: Once, new: NewJob) -> tuple[str, bool]:
-    with writing(OutcomeUnknown) as tx:
-        return once.answer(tx, lambda: answers.encode(answers.accepted(new, jobs.submit(tx, new))).decode())
+            return before, True
+        with writing(OutcomeUnknown) as tx:
+            told = once.answer(tx, lambda: answers.encode(answers.accepted(new, jobs.submit(tx, new))).decode())
+    here().ring(new.model, new.lane)
+    return told
 
 
 def _accepted(answer: str, *, replayed: bool) -> Response:
@@ -83,19 +91,28 @@ def _accepted(answer: str, *, replayed: bool) -> Response:
 @api.get("/<job_id>", operation_id="getJob", responses={200: Job, **problems(404)})
 def show(path: JobPath, query: WaitQuery) -> Response:
     """Look at a job; with `wait`, as soon as it has ended or the seconds have passed."""
-    row, position = _wait(path.job_id, query.wait) if query.wait else _look(path.job_id)
+    row, position = _wait(path.job_id, query.wait) if query.wait else _ended(path.job_id) or _look(path.job_id)
     return answers.respond(answers.encode(answers.job(row, position)))
+
+
+def _ended(job_id: str) -> tuple[sa.Row[Any], None] | None:
+    """Return a job that has ended, by a replica; None where the primary is to be asked."""
+    found = here().lists.if_ended(
+        lambda tx: views.get(tx, g.owner, checked(job_id)), lambda row: row.state in JOB.final
+    )
+    return found and (found[1], None)
 
 
 def _look(job_id: str, *, placed: bool = True) -> tuple[sa.Row[Any], int | None]:
     """Return a job and, with `placed`, its place in the queue, which is counted."""
     # In turn: a crowd that comes at once leaves connections to whoever submits.
     with here().waiters.turn(), here().reserve.reading() as tx:
-        row = views.get(tx, g.owner, _checked(job_id))
+        row = views.get(tx, g.owner, checked(job_id))
         return row, views.queue_position(tx, row) if placed else None
 
 
-def _checked(job_id: str) -> str:
+def checked(job_id: str) -> str:
+    """Return an id that a job may have. Raises NotFound."""
     if not is_id("job", job_id):
         raise NotFound("job", job_id[:80])
     return job_id
@@ -105,7 +122,7 @@ def _wait(job_id: str, seconds: float) -> tuple[sa.Row[Any], int | None]:
     waiters = here().waiters
     until = time.monotonic() + seconds
     try:
-        with waiters.registered(_checked(job_id), request.environ.get(CONNECTION)) as waiter:
+        with waiters.registered(checked(job_id), request.environ.get(CONNECTION)) as waiter:
             while True:
                 # Looked at after registering: an end in between would wake nobody.
                 last = time.monotonic() >= until or waiters.stopping
@@ -140,8 +157,7 @@ def result(path: JobPath) -> Response:
 def index(query: ListQuery) -> Response:
     """List jobs, newest first, without their results."""
     filters, after = paging.filters_of(query), paging.after_of(query)
-    with here().database.reading() as tx:
-        rows, more = views.page(tx, g.owner, filters, after=after, limit=query.limit)
+    rows, more = here().lists.read(lambda tx: views.page(tx, g.owner, filters, after=after, limit=query.limit))
     data = [answers.job(row, None, with_result=False) for row in rows]
     following = rows[-1].id if more else None
     return answers.respond(answers.encode({"object": "list", "data": data, "has_more": more, "next_after": following}))
@@ -150,9 +166,14 @@ def index(query: ListQuery) -> Response:
 @api.post("/<job_id>/cancel", operation_id="cancelJob", responses={200: Job, **problems(404, 409)})
 def cancel(path: JobPath) -> Response:
     """Cancel a job that has not ended; 409 if it has."""
+    return answers.respond(answers.encode(answers.job(stop(path.job_id), None)))
+
+
+def stop(job_id: str) -> sa.Row[Any]:
+    """Cancel a job and let its engine know; return it. Raises NotFound, AlreadyFinished, CancelUnknown."""
     with writing(CancelUnknown) as tx:
-        ends.cancel(tx, g.owner, _checked(path.job_id))
-        row = views.get(tx, g.owner, path.job_id)
-    here().pager.stopped(path.job_id)
+        ends.cancel(tx, g.owner, checked(job_id))
+        row = views.get(tx, g.owner, job_id)
+    here().pager.stopped(job_id)
     here().doorbell.ring_deliver()
-    return answers.respond(answers.encode(answers.job(row, None)))
+    return row

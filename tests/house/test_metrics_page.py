@@ -38,6 +38,7 @@ def looked_up() -> Iterator[tuple[str, str, list[str]]]:
         [Live("e", 1, 0)],
         0,
         [Running("e", "m", 2, 1)],
+        1.0,
     )
     for family in health._gauges(full):
         yield family.name, "gauge", list(family.samples[0].labels)

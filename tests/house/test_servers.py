@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -104,3 +105,22 @@ def test_a_server_that_does_not_start_says_why() -> None:
     """The end of its log is in the error."""
     with pytest.raises(servers.ServerError, match="Bad directive"), servers.redis(options=("--nonsense", "1")):
         pass
+
+
+@pytest.mark.parametrize(("name", "package"), [("rabbitmq", "rabbitmq-server"), ("pgbouncer", "pgbouncer")])
+def test_without_a_debian_package_it_is_said_what_to_install(name: str, package: str, tmp_path: Path) -> None:
+    """On a machine that has neither the program nor Debian's packages: one line, and a status."""
+    (tmp_path / "requirements").mkdir()
+    shutil.copy(Path(__file__).parents[2] / "requirements/debian.sh", tmp_path / "requirements")
+    (tmp_path / "bin").mkdir()
+    for program in ("sh", "dirname"):
+        (tmp_path / "bin" / program).symlink_to(str(shutil.which(program)))
+    command = ["env", f"PATH={tmp_path / 'bin'}", "sh", str(tmp_path / "requirements/debian.sh"), name]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    if ran.returncode == 0:  # where Debian installs it, which is no matter of PATH
+        assert ran.stdout.strip() in {"/usr/lib/rabbitmq/bin", "/usr/sbin"}
+        return
+    (line,) = ran.stderr.splitlines()
+    assert line.startswith(
+        f"{name}: not on PATH, and this is no Debian; install it (Debian: apt-get install {package})"
+    )

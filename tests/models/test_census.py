@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from models import census, cohorts, ends, jobs
+from models import census, cohorts, ends, jobs, sweeps
 from models.db import Database
 from models.ends import Settled
 from tests.models import given
@@ -50,3 +50,19 @@ def test_the_age_is_that_of_the_first_in_any_owners_line(database: Database) -> 
     assert ages.keys() == {("fake", "standard"), ("other", "bulk")}
     assert ages["fake", "standard"] == pytest.approx(90, abs=20)
     assert 0 <= ages["other", "bulk"] < 20
+
+
+def test_the_age_of_the_last_sweep_is_known_once_there_was_one(database: Database) -> None:
+    """None before; then by the database's clock, and never negative, though that was set back."""
+
+    def age() -> float | None:
+        with database.reading() as tx:
+            return census.take(tx, 15.0).sweep_age
+
+    assert age() is None
+    with database.transaction() as tx:
+        sweeps.begin(tx, 15.0)
+    given.change(database, sweeps.table, last_at=sweeps.table.c.last_at - 600)
+    assert age() == pytest.approx(600, abs=60)
+    given.change(database, sweeps.table, last_at=sweeps.table.c.last_at + 7200)
+    assert age() == 0.0

@@ -11,11 +11,12 @@ import sqlalchemy as sa
 from flask import Flask
 from flask.testing import FlaskClient
 
-from models import engines, schema
+from models import engines, schema, sweeps
 from models.db import Database
 from models.errors import DatabaseUnavailable
 from stoker.settings import Settings, load
 from tests import servers
+from tests.models import given
 from tests.tasks.inprocess import until
 from webapi import counts
 from webapi.app import StartError, create_app
@@ -64,9 +65,21 @@ def test_metrics_count_requests_and_rows(client: FlaskClient) -> None:
     assert 'stoker_jobs_open{lane="bulk",model="fake",state="queued"} 1.0' in page.text
     assert "stoker_engines_live 0.0" in page.text
     assert "stoker_deliveries_pending 0.0" in page.text
+    assert "stoker_sweep_age_seconds" not in page.text
     assert "stoker_doorbell_failures_total" in page.text
     assert job_id not in page.text
     assert "secret-path" not in page.text
+
+
+def test_metrics_tell_when_engines_were_started_and_the_last_sweep_was(client: FlaskClient, database: Database) -> None:
+    """Restarts are changes of the one, a sweeper that is late is the other; neither is there before it happened."""
+    mine = given.engine(database)
+    with database.transaction() as tx:
+        sweeps.begin(tx, 15.0)
+        started = tx.execute(sa.select(engines.table.c.started_at)).scalar_one()
+    told = dict(line.rsplit(" ", 1) for line in client.get("/metrics").text.splitlines() if not line.startswith("#"))
+    assert float(told[f'stoker_engine_start_time_seconds{{engine="{mine.engine}"}}']) == started
+    assert 0 <= float(told["stoker_sweep_age_seconds"]) < 60
 
 
 def test_the_census_is_taken_at_most_every_five_seconds(client: FlaskClient, context: Context) -> None:
