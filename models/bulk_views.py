@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 import sqlalchemy as sa
 
-from models import bulk_lines, jobs
+from models import bulk_lines, bulks, jobs
 from models.bulk_leases import CLOCK
 from models.db import AnyRow
 
@@ -33,6 +34,12 @@ def of_all(tx: sa.Connection, rows: Iterable[AnyRow]) -> Sequence[Seen]:
     """Return bulks as they are now."""
     clock = tx.execute(sa.select(CLOCK)).scalar_one()
     return [Seen(row, clock, bulk_lines.running(tx, row.id) if _may_run(row) else 0) for row in rows]
+
+
+def page(tx: sa.Connection, owner: str, **asked: Any) -> tuple[Sequence[Seen], bool]:
+    """Return a page of bulks as they are now, and whether more follow; `asked`: as `bulks.page` takes it."""
+    rows, more = bulks.page(tx, owner, **asked)
+    return of_all(tx, rows), more
 
 
 def _may_run(row: AnyRow) -> bool:

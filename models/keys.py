@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -36,6 +37,8 @@ sa.Index("api_keys_owner", table.c.owner, table.c.id)
 
 SCOPES = ("submit", "read", "admin")
 USUAL = ("submit", "read")
+OWNER = re.compile(r"[^\s*\x00-\x1f\x7f]{1,64}")
+"""What an owner may be called; `*` means all of them where usage is asked for."""
 USED_EVERY = 60.0
 """Seconds within which a use is not noted again."""
 
@@ -52,6 +55,10 @@ _FOUND = (
 
 class KeyEnded(StokerError):
     """The key is revoked or has expired, and nothing can be made of it."""
+
+
+class LastKey(StokerError):
+    """There is no other key that is not revoked: without it the service would be open to its machine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,14 +136,26 @@ def _found(tx: sa.Connection, which: sa.ColumnElement[bool]) -> Found | None:
     return Found(row.id, row.owner, frozenset(row.scopes.split()), limits, row.expires_in, bool(row.unnoted))
 
 
-def page(tx: sa.Connection, owner: str | None = None, limit: int = 1000) -> Sequence[AnyRow]:
+_STATE = sa.case((table.c.revoked_at.is_not(None), "revoked"), (table.c.expires_at <= now(), "expired"), else_="valid")
+_SHOWN = (*(column for column in table.c if column.name not in {"hash", "lasts"}), _STATE.label("state"))
+
+
+def page(
+    tx: sa.Connection, owner: str | None = None, limit: int = 1000, *, after: str | None = None
+) -> Sequence[AnyRow]:
     """Return keys, newest first, each with `state`: valid, expired or revoked. Never what could open anything."""
-    state = sa.case(
-        (table.c.revoked_at.is_not(None), "revoked"), (table.c.expires_at <= now(), "expired"), else_="valid"
-    )
-    columns = [column for column in table.c if column.name not in {"hash", "lasts"}]
-    chosen = sa.select(*columns, state.label("state")).order_by(table.c.id.desc()).limit(limit)
+    chosen = sa.select(*_SHOWN).order_by(table.c.id.desc()).limit(limit)
+    if after is not None:
+        chosen = chosen.where(table.c.id < after)
     return tx.execute(chosen if owner is None else chosen.where(table.c.owner == owner)).all()
+
+
+def get(tx: sa.Connection, key_id: str) -> AnyRow:
+    """Return a key as `page` does. Raises NotFound."""
+    row = tx.execute(sa.select(*_SHOWN).where(table.c.id == key_id)).one_or_none()
+    if row is None:
+        raise NotFound("key", key_id)
+    return row
 
 
 def revoke(tx: sa.Connection, key_id: str) -> bool:
@@ -147,6 +166,17 @@ def revoke(tx: sa.Connection, key_id: str) -> bool:
     if tx.execute(sa.select(sa.exists().where(mine))).scalar_one():
         return False
     raise NotFound("key", key_id)
+
+
+def revoke_but_last(tx: sa.Connection, key_id: str) -> bool:
+    """Revoke a key as `revoke` does, unless no other would be left. Raises LastKey and NotFound."""
+    if tx.dialect.name == "postgresql":  # SQLite's transaction that writes is alone
+        # Of two that revoke each other's key at once, neither would see what the other does.
+        tx.execute(sa.select(sa.func.pg_advisory_xact_lock(sa.func.hashtext("api_keys"), 0)))
+    others = sa.exists().where(table.c.revoked_at.is_(None), table.c.id != key_id)
+    if not tx.execute(sa.select(others)).scalar_one():
+        raise LastKey(f"Key {key_id} is the last one that is not revoked.")
+    return revoke(tx, key_id)
 
 
 def rotate(tx: sa.Connection, key_id: str, overlap: float) -> NewKey:

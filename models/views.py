@@ -46,13 +46,14 @@ _SOURCE = jobs.table.join(jobs.bodies, _body.job_id == _job.id).outerjoin(result
 
 @dataclass(frozen=True, slots=True)
 class Filters:
-    """Which jobs a list shows; None and empty mean all."""
+    """Which jobs a list shows; None and empty mean all. `begins`: how their ids begin, `job_` and hex digits."""
 
     state: str | None = None
     lane: str | None = None
     model: str | None = None
     bulk_id: str | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
+    begins: str | None = None
 
 
 def get(tx: sa.Connection, owner: str, job_id: str) -> AnyRow:
@@ -91,6 +92,8 @@ def page(
     ):
         if wanted is not None:
             chosen = chosen.where(column == wanted)
+    if filters.begins is not None:
+        chosen = chosen.where(_job.id >= filters.begins, _job.id < f"{filters.begins}g")  # behind every hex digit
     if filters.metadata:
         chosen = chosen.join(jobs.bodies, _body.job_id == _job.id).where(*tagged(tx, _body.metadata, filters.metadata))
     # Ids first: joined with the bodies before it is cut off, the list may read the bodies of all owners.

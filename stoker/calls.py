@@ -95,6 +95,11 @@ def usage(first: str | None, last: str | None, filters: Mapping[str, Any]) -> Ca
     return _get("/v1/usage", many(Usage), {"params": given({"from": first, "to": last, **filters})})
 
 
+def overview(minutes: int) -> Call[dict[str, Any]]:
+    """Look at the queue and the engines, and at the last so many minutes."""
+    return _get("/v1/overview", _overview, {"params": {"minutes": minutes}})
+
+
 def download_results(bulk_id: str, kind: str, to: Download, *, errors: bool = False) -> Call[bool]:
     """Download what there is; the answer is whether that is all."""
     path = f"/v1/bulks/{part(bulk_id)}/{'errors' if errors else 'results'}"
@@ -145,6 +150,13 @@ def given(params: Mapping[str, Any]) -> dict[str, Any]:
 
 def _get(path: str, read: Callable[[httpx.Response], T], options: Mapping[str, Any] | None = None) -> Call[T]:
     return Call("GET", path, read, options or {}, repeatable=True)
+
+
+def _overview(answer: httpx.Response) -> dict[str, Any]:
+    document: dict[str, Any] = answer.json()
+    if document["object"] != "overview":
+        raise ValueError(document["object"])
+    return document
 
 
 def _bulk_query(params: Mapping[str, Any]) -> dict[str, str]:

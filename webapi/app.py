@@ -44,7 +44,15 @@ from webapi import (
     usage,
     webhook_endpoints,
 )
+from webapi.console import bulks as console_bulks
+from webapi.console import deliveries as console_deliveries
+from webapi.console import jobs as console_jobs
+from webapi.console import keys as console_keys
 from webapi.console import overview as console_overview
+from webapi.console import tryout as console_tryout
+from webapi.console import upload as console_upload
+from webapi.console import usage as console_usage
+from webapi.console import webhooks as console_webhooks
 from webapi.context import EXTENSION, SILENCE, Context
 from webapi.counts import Counts
 from webapi.days import Days
@@ -112,7 +120,17 @@ def create_app(settings: Settings | None = None) -> Flask:
     return app
 
 
-PAGES = (console_overview,)
+PAGES = (
+    console_overview,
+    console_jobs,
+    console_bulks,
+    console_upload,
+    console_tryout,
+    console_webhooks,
+    console_deliveries,
+    console_keys,
+    console_usage,
+)
 
 
 def register(app: OpenAPI) -> None:

@@ -106,9 +106,9 @@ def _submit(sent: JsonObject, content: Content, key: str | None) -> Response:
         # What was taken once is answered again, even if its model is gone by now or the checks have changed.
         if (before := once.before()) is None:
             raise
-        return _accepted(before, replayed=True)
+        return _accepted((before, True))
     with content.stored() as upload:
-        return _stored(once, lambda tx: _create(tx, new, upload))
+        return _accepted(_stored(once, lambda tx: _create(tx, new, upload)))
 
 
 def _create(tx: sa.Connection, new: NewBulk, upload: Upload | None) -> AnyRow:
@@ -119,17 +119,17 @@ def _create(tx: sa.Connection, new: NewBulk, upload: Upload | None) -> AnyRow:
     return bulks.create(tx, new)
 
 
-def _stored(once: Once, create: Callable[[sa.Connection], AnyRow]) -> Response:
+def _stored(once: Once, create: Callable[[sa.Connection], AnyRow]) -> tuple[str, bool]:
     with writing(BulkUnknown, patient=True) as tx:
-        answer, replayed = once.answer(tx, lambda: _document(tx, create(tx)).decode())
-    return _accepted(answer, replayed=replayed)
+        return once.answer(tx, lambda: _document(tx, create(tx)).decode())
 
 
 def _document(tx: sa.Connection, row: AnyRow) -> bytes:
     return answers.encode(bulk_answers.bulk(bulk_views.of(tx, row)))
 
 
-def _accepted(answer: str, *, replayed: bool) -> Response:
+def _accepted(told: tuple[str, bool]) -> Response:
+    answer, replayed = told
     bulk_id = msgspec.json.decode(answer)["id"]
     here().doorbell.ring_bulk(bulk_id)
     headers = {"Location": f"/v1/bulks/{bulk_id}"}
@@ -141,17 +141,16 @@ def index(query: BulkQuery) -> Response:
     """List bulks, newest first; batches too."""
     tags = paging.tags_of(query)
     if query.after is not None:
-        _check_id(query.after, lambda: invalid("after", "must be the id of a bulk (the last one of the page before)"))
-    with here().database.reading() as tx:
-        rows, more = bulks.page(
-            tx, g.owner, kind=query.kind, state=query.state, tags=tags, after=query.after, limit=query.limit
-        )
-        data = [bulk_answers.bulk(seen) for seen in bulk_views.of_all(tx, rows)]
-    following = rows[-1].id if more else None
+        check_id(query.after, lambda: invalid("after", "must be the id of a bulk (the last one of the page before)"))
+    asked = {"kind": query.kind, "state": query.state, "tags": tags, "after": query.after, "limit": query.limit}
+    seen, more = here().lists.read(lambda tx: bulk_views.page(tx, g.owner, **asked))
+    data = [bulk_answers.bulk(one) for one in seen]
+    following = seen[-1].row.id if more else None
     return answers.respond(answers.encode({"object": "list", "data": data, "has_more": more, "next_after": following}))
 
 
-def _check_id(bulk_id: str, otherwise: Callable[[], Exception] | None = None) -> None:
+def check_id(bulk_id: str, otherwise: Callable[[], Exception] | None = None) -> None:
+    """Raise NotFound, or what `otherwise` makes, unless it is the id of a bulk or of a batch."""
     if not is_id(BULK_KIND, bulk_id) and not is_id(BATCH_KIND, bulk_id):
         raise otherwise() if otherwise else NotFound(BULK_KIND, bulk_id[:80])
 
@@ -159,7 +158,7 @@ def _check_id(bulk_id: str, otherwise: Callable[[], Exception] | None = None) ->
 @api.get("/<bulk_id>", operation_id="getBulk", responses={200: Bulk, **problems(404)})
 def show(path: BulkPath) -> Response:
     """Look at a bulk."""
-    _check_id(path.bulk_id)
+    check_id(path.bulk_id)
     with here().database.reading() as tx:
         return answers.respond(_document(tx, bulks.get(tx, g.owner, path.bulk_id)))
 
@@ -167,7 +166,7 @@ def show(path: BulkPath) -> Response:
 @api.delete("/<bulk_id>", operation_id="deleteBulk", responses={200: BulkDeleted, **problems(404, 409)})
 def delete(path: BulkPath) -> Response:
     """Delete a bulk that has ended, its results and its upload; 409 while it runs."""
-    _check_id(path.bulk_id)
+    check_id(path.bulk_id)
     with writing(BulkUnknown) as tx:
         bulks.delete(tx, g.owner, path.bulk_id)
     here().doorbell.ring_bulk(path.bulk_id)
@@ -209,7 +208,7 @@ def change(path: BulkPath) -> Response:
 
 
 def _change(bulk_id: str, work: Callable[[sa.Connection], AnyRow]) -> Response:
-    _check_id(bulk_id)
+    check_id(bulk_id)
     with writing(BulkUnknown) as tx:
         document = _document(tx, work(tx))
     here().doorbell.ring_bulk(bulk_id)
@@ -228,16 +227,20 @@ def retry(path: BulkPath) -> Response:
     The body's parameters replace those of each line. Lines that never became jobs (they could not be read, or the
     bulk was cancelled before their turn) are not among them.
     """
-    _check_id(path.bulk_id)
-    key, sent = keyed.key(), json_body.parse(_optional_body())
-    once = Once(key, bulk_submission.fingerprint(sent, "", path.bulk_id))
+    check_id(path.bulk_id)
+    return _accepted(again(path.bulk_id, keyed.key(), json_body.parse(_optional_body())))
+
+
+def again(bulk_id: str, key: str | None, sent: JsonObject) -> tuple[str, bool]:
+    """Store a bulk of the lines that did not succeed, once; return its document, and whether it was told before."""
+    once = Once(key, bulk_submission.fingerprint(sent, "", bulk_id))
     try:
-        new = _retried(path.bulk_id, sent)
+        new = _retried(bulk_id, sent)
         limits.check(skip=new.dry_run)
     except (Problem, NotFound, QueueFull):
         if (before := once.before()) is None:
             raise
-        return _accepted(before, replayed=True)
+        return before, True
     return _stored(once, lambda tx: bulks.create(tx, new))
 
 
@@ -283,12 +286,12 @@ def errors(path: BulkPath, query: ResultsQuery) -> Response:
 
 
 def _lines(bulk_id: str, query: ResultsQuery, *, ok: bool) -> Response:
-    _check_id(bulk_id)
+    check_id(bulk_id)
     result_streams.check(query.format)
-    database = here().database
-    with database.reading() as tx:
-        row = bulks.get(tx, g.owner, bulk_id)
-        columns = bulk_views.columns(tx, bulk_id)
+    database, (row, columns) = here().lists.of_ended(
+        lambda tx: (bulks.get(tx, g.owner, bulk_id), bulk_views.columns(tx, bulk_id)),
+        lambda seen: seen[0].state not in BULK.open,
+    )
     pages = bulk_results.follow(database, bulk_id, ok=ok, after=query.after, most=query.limit, details=True)
     # Known before the first page is read: an answer without this header has all there will ever be.
     headers = {"X-Incomplete": "true"} if row.state in BULK.open else {}

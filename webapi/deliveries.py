@@ -50,8 +50,9 @@ def index(query: DeliveryQuery) -> Response:
         if "\x00" in (getattr(query, name) or ""):
             raise invalid(name, "must not have a NUL character")
     filters = Filters(query.state, query.event, query.endpoint_id, query.job_id)
-    with here().database.reading() as tx:
-        rows, more = delivery_log.page(tx, g.owner, filters, after=query.after, limit=query.limit)
+    rows, more = here().lists.read(
+        lambda tx: delivery_log.page(tx, g.owner, filters, after=query.after, limit=query.limit)
+    )
     page = {
         "object": "list",
         "data": [document(row) for row in rows],
@@ -64,19 +65,29 @@ def index(query: DeliveryQuery) -> Response:
 @api.get("/<delivery_id>", operation_id="getDelivery", responses={200: DeliveryWithTries, **problems(404)})
 def show(path: DeliveryPath) -> Response:
     """Look at a delivery and its tries."""
+    return answers.respond(answers.encode(with_tries(path.delivery_id)))
+
+
+def with_tries(delivery_id: str) -> dict[str, Any]:
+    """Return a delivery of this owner, and its tries. Raises NotFound."""
     with here().database.reading() as tx:
-        row = delivery_log.get(tx, g.owner, _checked(path.delivery_id))
+        row = delivery_log.get(tx, g.owner, _checked(delivery_id))
         history = delivery_log.history(tx, row)
-    return answers.respond(answers.encode({**document(row), "tries": tries(row, history)}))
+    return {**document(row), "tries": tries(row, history)}
 
 
 @api.post("/<delivery_id>/redeliver", operation_id="redeliver", responses={202: Delivery, **problems(404, 409)})
 def redeliver(path: DeliveryPath) -> Response:
     """Send a delivery that has ended once more: the same id and body, and the schedule from its beginning."""
+    return answers.respond(answers.encode(document(send_again(path.delivery_id))), 202)
+
+
+def send_again(delivery_id: str) -> AnyRow:
+    """Send a delivery of this owner once more. Raises NotFound, NotEnded, TestOnly, TriedTooOften."""
     with writing(WebhookUnknown) as tx:
-        row = delivery_log.redeliver(tx, g.owner, _checked(path.delivery_id))
+        row = delivery_log.redeliver(tx, g.owner, _checked(delivery_id))
     here().doorbell.ring_deliver()
-    return answers.respond(answers.encode(document(row)), 202)
+    return row
 
 
 @api.post(
@@ -96,20 +107,24 @@ def redeliver_many() -> Response:
     filters = Filters(
         asked.state, asked.event, asked.endpoint_id, since=asked.created_after, until=asked.created_before
     )
-    many, after, more = 0, asked.after, True
+    return answers.respond(answers.encode(send_many_again(filters, asked.after)), 202)
+
+
+def send_many_again(filters: Filters, after: str | None = None) -> dict[str, Any]:
+    """Send what has ended of an owner's deliveries once more; return how many, and where to go on."""
+    many, more = 0, True
     while more and many + SLICE <= MOST_AGAIN:
         with writing(WebhookUnknown) as tx:
             these, behind = delivery_log.redeliver_some(tx, g.owner, filters, after=after, limit=SLICE)
         many, more, after = many + these, behind is not None, behind or after
         if these:
             here().doorbell.ring_deliver()
-    told = {
+    return {
         "object": "deliveries.redelivered",
         "redelivered": many,
         "has_more": more,
         "next_after": after if more else None,
     }
-    return answers.respond(answers.encode(told), 202)
 
 
 def document(row: AnyRow) -> dict[str, Any]:

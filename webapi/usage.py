@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import date, timedelta
 from typing import Annotated, Any
 
+import sqlalchemy as sa
 from flask import Response, g
 from flask_openapi.blueprint import APIBlueprint
 from flask_openapi.models.tag import Tag
@@ -92,19 +94,26 @@ class UsageList(BaseModel):
 @api.get("", operation_id="getUsage", responses={200: UsageList})
 def index(query: UsageQuery) -> Response:
     """Get what was used; a job counts on the day on which it ended."""
+    return answers.respond(answers.encode(document(query)))
+
+
+def document(query: UsageQuery) -> dict[str, Any]:
+    """Return what was used, as its list. Raises Problem 403 and 422."""
     owner = _owner_of(query)
     if "\x00" in (query.model or ""):
         raise invalid("model", "must not have a NUL character")
-    with here().database.reading() as tx:
+
+    def look(tx: sa.Connection) -> tuple[int, int, Sequence[AnyRow]]:
         last = _day_of(query.last, "to") if query.last else usage.day(tx)
         first = _day_of(query.first, "from") if query.first else last - (USUAL_DAYS - 1)
         if first > last:
             raise invalid("from", "must not be behind `to`")
-        rows = usage.page(tx, owner, first, last, model=query.model, limit=MOST_ROWS + 1)
+        return first, last, usage.page(tx, owner, first, last, model=query.model, limit=MOST_ROWS + 1)
+
+    first, last, rows = here().lists.read(look)
     if len(rows) > MOST_ROWS:
         raise invalid("from", f"these are more than {MOST_ROWS} rows: ask for fewer days, or one owner or model")
-    document = {"object": "list", "from": _written(first), "to": _written(last), "data": [_row(row) for row in rows]}
-    return answers.respond(answers.encode(document))
+    return {"object": "list", "from": _written(first), "to": _written(last), "data": [_row(row) for row in rows]}
 
 
 def _owner_of(query: UsageQuery) -> str | None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Callable
 from typing import Any, TypeVar
 
+import msgspec
 from flask import Response, g, request
 from flask_openapi.blueprint import APIBlueprint
 from flask_openapi.models.tag import Tag
@@ -18,6 +20,7 @@ from models.secrets import secret_of
 from webapi import access, answers, endpoint_tests, json_body, keyed
 from webapi.context import here, writing
 from webapi.errors import Problem, WebhookUnknown, found_by, from_pydantic, invalid
+from webapi.keyed import KEYLESS, Once
 from webapi.openai import openai_list, openai_problems
 from webapi.openapi import body_of
 from webapi.webhook_schemas import (
@@ -68,21 +71,29 @@ def types() -> Response:
 def create() -> Response:
     """Make an endpoint; the answer alone has its signing secret. With an `Idempotency-Key` once."""
     raw = json_body.read(request, here().settings.max_body_bytes)
-    once = keyed.once(raw, "webhook_endpoint")
+    made, replayed = make(lambda: _checked(EndpointRequest, raw), keyed.once(raw, "webhook_endpoint"))
+    return answers.respond(made, 200, **({"Idempotency_Replayed": "true"} if replayed else {}))
+
+
+def make(ask: Callable[[], EndpointRequest], once: Once) -> tuple[str, bool]:
+    """Make an endpoint once; return its document, with its secret, as JSON, and whether that was told before.
+
+    Raises what `ask` does, Problem 422 for its URL, TooManyEndpoints, NoSecretKey.
+    """
     secret, seal = secret_of(secrets.token_bytes(KEY_BYTES)), here().seal
     try:
-        new = _new(_checked(EndpointRequest, raw), secret)
+        new = _new(ask(), secret)
     except Problem:
         # What was made once is answered again, even if its URL is no longer allowed.
         if (before := once.before()) is None:
             raise
-        return _answered(before, replayed=True)
+        return seal.open(before), True
     with writing(WebhookUnknown) as tx:
         # The answer that is kept for the key has the secret in it: no more of it lies open than of the secret itself.
         made, replayed = once.answer(
             tx, lambda: seal.close(answers.encode(_with_secret(endpoints.create(tx, new), secret)).decode())
         )
-    return _answered(made, replayed=replayed)
+    return seal.open(made), replayed
 
 
 def _new(asked: EndpointRequest, secret: str) -> NewEndpoint:
@@ -98,10 +109,6 @@ def _new(asked: EndpointRequest, secret: str) -> NewEndpoint:
         asked.coalesce,
         asked.enabled,
     )
-
-
-def _answered(made: str, *, replayed: bool) -> Response:
-    return answers.respond(here().seal.open(made), 200, **({"Idempotency_Replayed": "true"} if replayed else {}))
 
 
 @api.get(PATH, operation_id="listWebhookEndpoints", responses={200: EndpointList})
@@ -128,16 +135,19 @@ def show(path: EndpointPath) -> Response:
 )
 def update(path: EndpointPath) -> Response:
     """Change an endpoint; what is left out stays. `enabled: true` lets one that was disabled try again."""
-    endpoint_id = _id(path)
     asked = _checked(EndpointChange, json_body.read(request, here().settings.max_body_bytes))
+    return answers.respond(answers.encode(document(change(_id(path), asked))))
+
+
+def change(endpoint_id: str, asked: EndpointChange) -> AnyRow:
+    """Change an endpoint of this owner, and return it. Raises Problem 422, NotFound, TooManyEndpoints."""
     changes = asked.model_dump(exclude_unset=True)
     if "url" in changes:
         _check_url(changes["url"])
     if "event_types" in changes:
         changes["event_types"] = _distinct(changes["event_types"])
     with writing(WebhookUnknown) as tx:
-        row = endpoints.update(tx, g.owner, endpoint_id, **changes)
-    return answers.respond(answers.encode(document(row)))
+        return endpoints.update(tx, g.owner, endpoint_id, **changes)
 
 
 @api.delete(ONE, operation_id="deleteWebhookEndpoint", responses={200: DeletedEndpoint, **openai_problems(404)})
@@ -158,13 +168,24 @@ def delete(path: EndpointPath) -> Response:
 )
 def rotate(path: EndpointPath) -> Response:
     """Change the signing secret: at once, or with a day in which both sign."""
-    endpoint_id = _id(path)
     asked = _checked(RotateRequest, json_body.read(request, here().settings.max_body_bytes))
-    secret = secret_of(secrets.token_bytes(KEY_BYTES))
-    sealed, keep = here().seal.close(secret), asked.keep_old_secret_active_for_24_hours
+    made = renew_secret(_id(path), keep_old=asked.keep_old_secret_active_for_24_hours)
+    return answers.respond(answers.encode(made))
+
+
+def renew_secret(endpoint_id: str, *, keep_old: bool, once: Once = KEYLESS) -> dict[str, Any]:
+    """Give an endpoint another secret; return its document with it. Raises NotFound and NoSecretKey."""
+    secret, seal = secret_of(secrets.token_bytes(KEY_BYTES)), here().seal
+    sealed, hint = seal.close(secret), hint_of(secret)
+
+    def make() -> str:
+        row = endpoints.rotate(tx, g.owner, endpoint_id, sealed, hint, keep_old=keep_old)
+        return seal.close(answers.encode(_with_secret(row, secret)).decode())
+
     with writing(WebhookUnknown) as tx:
-        row = endpoints.rotate(tx, g.owner, endpoint_id, sealed, hint_of(secret), keep_old=keep)
-    return answers.respond(answers.encode(_with_secret(row, secret)))
+        made, _ = once.answer(tx, make)
+    document: dict[str, Any] = msgspec.json.decode(seal.open(made))
+    return document
 
 
 @api.post(

@@ -12,6 +12,7 @@ from models import key_limits, keys
 from models.db import Database
 from models.errors import NotFound
 from models.key_limits import BadLimit, Limits
+from models.keys import LastKey
 from stoker.settings import Settings
 from tests.models import given
 
@@ -206,3 +207,32 @@ def test_limits_are_read_as_they_are_written() -> None:
         "requests_per_second": 0.5,
         "streams": 4,
     }
+
+
+def test_of_two_who_revoke_each_others_key_one_is_too_late(database: Database) -> None:
+    """The last key stays, whoever comes second; one that was revoked before is no other key."""
+    with database.transaction() as tx:
+        first, second = keys.create(tx, "alice"), keys.create(tx, "bob")
+
+    def revoke(key_id: str) -> bool:
+        try:
+            with database.transaction() as tx:
+                return keys.revoke_but_last(tx, key_id)
+        except LastKey:
+            return False
+
+    done = given.together([lambda: revoke(first.id), lambda: revoke(second.id)])
+    assert sorted(done) == [False, True]
+    with database.reading() as tx:
+        assert keys.any_exist(tx)
+        assert sorted(row.state for row in keys.page(tx)) == ["revoked", "valid"]
+        with pytest.raises(NotFound):
+            keys.get(tx, "key_none")
+
+
+def test_keys_are_paged(database: Database) -> None:
+    """Newest first, from behind an id."""
+    with database.transaction() as tx:
+        ids = [keys.create(tx, "alice").id for _ in range(3)]
+        assert [row.id for row in keys.page(tx, "alice", 2)] == ids[:0:-1]
+        assert [row.id for row in keys.page(tx, limit=2, after=ids[1])] == ids[:1]

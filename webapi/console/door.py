@@ -10,6 +10,7 @@ from werkzeug.wrappers import Response as Answer
 
 from webapi import access, headers, json_body, rates
 from webapi.caller import Caller
+from webapi.console import filters
 from webapi.context import here
 from webapi.errors import Problem
 from webapi.sessions import CSRF_FIELD, CSRF_HEADER, SAFE, Session, is_ours
@@ -37,6 +38,7 @@ def pages(name: str) -> Blueprint:
     made = Blueprint(f"console_{name}", __name__.replace("door", name), url_prefix="/dashboard")
     made.before_request(_enter)
     made.after_request(protect)
+    filters.install(made)
     return made
 
 
@@ -66,6 +68,13 @@ def login_form(why: str = "", status: int = HTTPStatus.OK) -> Response:
     answer = make_response(render_template("login.html", why=why, csrf=token), status)
     here().sessions.keep_login_token(request, answer, token)
     return answer
+
+
+def lead_to(path: str) -> Answer:
+    """Return the answer to what went well, and leads to another page."""
+    if wants_fragment():
+        return Response("", HTTPStatus.OK, {"HX-Redirect": path})
+    return redirect(path, HTTPStatus.SEE_OTHER)
 
 
 def wants_fragment() -> bool:

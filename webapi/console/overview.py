@@ -5,9 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from typing import Any
 
 from flask import Response, g, request
 
+from models.overview import MOST_FAILURES, RECENT, failures
 from webapi import answers, overview, sse
 from webapi.caller import Caller
 from webapi.console import door
@@ -19,6 +21,9 @@ from webapi.waiters import Waiter
 
 pages = door.pages("overview")
 
+WINDOWS_IN_WORDS = ((15, "15 min"), (60, "1 h"), (360, "6 h"), (1440, "24 h"), (10080, "7 d"))
+USUAL = 60
+
 EVERY = 2.0
 LONGEST = 300.0
 """Seconds after which a stream ends; the browser comes back, and is let in, or not, anew."""
@@ -26,14 +31,24 @@ LONGEST = 300.0
 
 @pages.get("", strict_slashes=False)
 def show() -> Response:
-    """Show the overview."""
-    return door.render("overview.html", "overview")
+    """Show the overview: at once, without a number; what is counted comes by the stream."""
+    return door.render("overview.html", "overview", windows=WINDOWS_IN_WORDS, minutes=USUAL)
+
+
+@pages.get("/failures")
+def failed() -> Response:
+    """Show the newest of the caller's jobs that failed."""
+    door.need("read")
+    with here().database.reading() as tx:
+        found = failures(tx, g.owner)
+    return door.fragment("failures.html", failures=found, most=MOST_FAILURES, recent=RECENT)
 
 
 @pages.get("/live")
 def live() -> Response:
-    """Stream `/v1/overview` as it changes: looked at every two seconds."""
-    minutes = request.args.get("minutes", "60")
+    """Stream `/v1/overview`, looked at every two seconds: whole at first, then the fields that have changed."""
+    door.need("read")
+    minutes = request.args.get("minutes", str(USUAL))
     if minutes not in {str(known) for known in WINDOWS}:
         raise invalid("minutes", f"must be one of {', '.join(map(str, WINDOWS))}")
     context, connection = here(), request.environ.get(CONNECTION)
@@ -44,20 +59,24 @@ def live() -> Response:
 
 
 def _events(context: Context, waiter: Waiter, caller: Caller, minutes: int) -> Iterator[bytes]:
-    until, last, beaten = time.monotonic() + LONGEST, b"", time.monotonic()
+    until, beaten = time.monotonic() + LONGEST, time.monotonic()
+    told: dict[str, Any] = {}
     while time.monotonic() < until and not waiter.gone and not context.waiters.stopping:
-        now = _told(context, caller, minutes)
-        if now != last:
-            yield now
-            last, beaten = now, time.monotonic()
+        kind, now = _look(context, caller, minutes)
+        changed = {name: value for name, value in now.items() if name not in told or told[name] != value}
+        if changed:
+            yield sse.event(answers.encode(changed).decode(), kind=kind)
+            beaten = time.monotonic()
         elif time.monotonic() - beaten > sse.KEEP_ALIVE_EVERY:
             yield sse.KEEP_ALIVE
             beaten = time.monotonic()
+        told = now
         waiter.wait(EVERY)
 
 
-def _told(context: Context, caller: Caller, minutes: int) -> bytes:
+def _look(context: Context, caller: Caller, minutes: int) -> tuple[str, dict[str, Any]]:
+    """Return a kind of event, and what it tells: after `away` the overview is told whole again."""
     try:
-        return sse.event(answers.encode(overview.document(context, minutes, caller)).decode(), kind="overview")
+        return "overview", overview.document(context, minutes, caller)
     except Problem as problem:
-        return sse.event(answers.encode({"detail": problem.detail}).decode(), kind="away")
+        return "away", {"detail": problem.detail}
