@@ -6,6 +6,7 @@ Whatever a command needs is imported when it runs, so that `--help` and the HTTP
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from importlib.util import find_spec
@@ -21,12 +22,29 @@ from stoker import (
     cli_bulk_run,
     cli_bulk_submit,
     cli_bulks,
+    cli_completion,
     cli_jobs,
     cli_keys,
+    cli_top,
     cli_usage,
     cli_webhooks,
 )
-from stoker.console import DatabaseOption, DataOption, JsonOption, dim, fail, give_up_output, settings_errors, tell
+from stoker.console import (
+    STATUSES,
+    DatabaseOption,
+    DataOption,
+    JsonOption,
+    dim,
+    examples,
+    fail,
+    give_up_output,
+    settings_errors,
+    tell,
+    words,
+)
+
+ENGINES = words("vllm", "upstream", "fake")
+PROCESSES = words("web", "collector", "worker", "bulk", "engine", "beat")
 
 
 class _Root(TyperGroup):
@@ -44,7 +62,9 @@ class _Root(TyperGroup):
 app = typer.Typer(
     name="stoker",
     cls=_Root,
-    help="Feed GPUs: a queue of LLM jobs, batched onto vLLM.",
+    help="Feed GPUs: a queue of LLM jobs, batched onto vLLM.\n\n"
+    "STOKER_URL and STOKER_API_KEY say which service is meant; `stoker COMMAND --help` shows examples.",
+    epilog="\n".join(["Exit status:", "", "\b", *(f"  {status:>3}  {means}" for status, means in STATUSES.items())]),
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -54,8 +74,11 @@ app = typer.Typer(
 
 
 @app.command(
-    epilog="Examples:\n\n  stoker up\n\n  stoker up --port 9000 --data /srv/stoker\n\n  "
-    "stoker up --model Qwen/Qwen2.5-7B-Instruct --database-url postgresql://stoker@db/stoker"
+    epilog=examples(
+        "stoker up",
+        "stoker up --port 9000 --data /srv/stoker",
+        "stoker up --model Qwen/Qwen2.5-7B-Instruct --database-url postgresql://stoker@db/stoker",
+    )
 )
 def up(
     host: Annotated[str | None, typer.Option(envvar="STOKER_HOST", help="Address to listen on.")] = None,
@@ -66,7 +89,10 @@ def up(
         str | None, typer.Option(envvar="STOKER_REDIS_URL", help="Redis to use.  [default: the bundled one]")
     ] = None,
     engine: Annotated[
-        str | None, typer.Option(envvar="STOKER_ENGINE", help="vllm, upstream, or fake for trials.  [default: vllm]")
+        str | None,
+        typer.Option(
+            envvar="STOKER_ENGINE", help="vllm, upstream, or fake for trials.  [default: vllm]", autocompletion=ENGINES
+        ),
     ] = None,
     model: Annotated[
         str | None,
@@ -76,7 +102,10 @@ def up(
         str | None, typer.Option(envvar="STOKER_MODEL_NAME", help="Name that clients ask for.")
     ] = None,
 ) -> None:
-    """Run the whole service on this machine, until Ctrl-C."""
+    """Run the whole service on this machine, until Ctrl-C.
+
+    It prints `ready` and its address once it takes jobs. An engine that cannot start ends it with status 78.
+    """
     from stoker.local import UpError
     from stoker.local import up as run
 
@@ -107,13 +136,17 @@ def up(
 
 
 @app.command(
-    epilog="Examples:\n\n  stoker engine embed --model BAAI/bge-small-en-v1.5\n\n  "
-    "STOKER_UPSTREAMS=http://10.0.0.5:8000 stoker engine router --engine upstream"
+    epilog=examples(
+        "stoker engine embed --model BAAI/bge-small-en-v1.5",
+        "STOKER_UPSTREAMS=http://127.0.0.1:8080 stoker engine router --engine upstream",
+    )
 )
 def engine(
     name: Annotated[str, typer.Argument(help="A name of its own, which it keeps over restarts.")],
     *,
-    engine: Annotated[str | None, typer.Option(envvar="STOKER_ENGINE", help="vllm, upstream or fake.")] = None,
+    engine: Annotated[
+        str | None, typer.Option(envvar="STOKER_ENGINE", help="vllm, upstream or fake.", autocompletion=ENGINES)
+    ] = None,
     model: Annotated[str | None, typer.Option(envvar="STOKER_MODEL", help="Hugging Face id or folder.")] = None,
     model_name: Annotated[
         str | None, typer.Option(envvar="STOKER_MODEL_NAME", help="Name that clients ask for.")
@@ -124,7 +157,10 @@ def engine(
         str | None, typer.Option(envvar="STOKER_REDIS_URL", help="Redis of the service.  [default: that of --data]")
     ] = None,
 ) -> None:
-    """Run one more engine for a service that runs: another model, GPU or machine. Until Ctrl-C."""
+    """Run one more engine, for another model, GPU or machine.
+
+    Until Ctrl-C. The service that it is for runs: that of the data folder, or of a database and Redis.
+    """
     from stoker.one_engine import run
     from stoker.running import UpError
 
@@ -146,9 +182,9 @@ def engine(
     raise typer.Exit(status)
 
 
-@app.command(epilog="Example: kill -9 $(stoker ps --json | jq '.[] | select(.name == \"engine\").pid')")
+@app.command(epilog=examples("stoker ps", "stoker ps --json --data /srv/stoker | jq -r '.[].name'"))
 def ps(*, data: DataOption = None, as_json: JsonOption = False) -> None:
-    """List the processes of the `stoker up` that uses a data folder."""
+    """List the processes of the `stoker up` of a data folder."""
     from stoker.processes import Ledger
 
     folder = (data or Path("var")).expanduser()
@@ -162,11 +198,17 @@ def ps(*, data: DataOption = None, as_json: JsonOption = False) -> None:
         print(f"nothing runs in {folder}", file=sys.stderr)
 
 
-@app.command()
+@app.command(epilog=examples("stoker health web", "STOKER_DATA=/srv/stoker stoker health collector"))
 def health(
-    part: Annotated[str, typer.Argument(metavar="PART", help="web, collector, worker, bulk, engine or beat.")],
+    part: Annotated[
+        str,
+        typer.Argument(metavar="PART", help="web, collector, worker, bulk, engine or beat.", autocompletion=PROCESSES),
+    ],
 ) -> None:
-    """Fail unless a part of the service does its work."""
+    """Fail unless a part of the service does its work.
+
+    For health checks of containers; the settings of the environment say where the service is.
+    """
     from stoker.health import PARTS, Unhealthy
     from stoker.settings import load
 
@@ -180,9 +222,9 @@ def health(
     print("ok")
 
 
-@app.command()
+@app.command(epilog=examples("stoker demo", "stoker demo --engine fake"))
 def demo(
-    engine: Annotated[str, typer.Option(help="vllm, or fake for a quick look.")] = "vllm",
+    engine: Annotated[str, typer.Option(help="vllm, or fake for a quick look.", autocompletion=ENGINES)] = "vllm",
     data: Annotated[Path, typer.Option(help="Folder for the demo's data.")] = Path("var/demo"),
 ) -> None:
     """See real answers go the whole way, then stop everything."""
@@ -197,6 +239,7 @@ def demo(
 bulk = typer.Typer(help="Many prompts at once: a file goes up, its results come back.", no_args_is_help=True)
 
 app.add_typer(cli_jobs.app)
+app.add_typer(cli_top.app)
 app.add_typer(cli_admin.care)
 bulk.add_typer(cli_bulk_run.app)
 bulk.add_typer(cli_bulk_submit.app)
@@ -207,6 +250,10 @@ app.add_typer(cli_webhooks.app, name="webhooks")
 app.add_typer(cli_usage.app)
 app.add_typer(cli_keys.app, name="keys")
 app.add_typer(cli_admin.db, name="db")
+app.add_typer(cli_completion.app, name="completion")
+
+if cli_completion.ASKED in os.environ:
+    cli_completion.know_shells()
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from stoker.cli_bulks import problem
+from stoker.cli_bulks import problem, writing
 from stoker.cli_http import (
     SOME_FAILED,
     AfterOption,
@@ -23,21 +23,29 @@ from stoker.cli_http import (
     print_table,
     service,
 )
-from stoker.console import URL, JsonOption, KeyOption, UrlOption, fail
+from stoker.console import URL, JsonOption, KeyOption, UrlOption, examples, fail, words
 
 if TYPE_CHECKING:
     from stoker.client import Batch, Client
+
+ENDPOINTS = words("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses")
+_STARTED = "id=$(stoker batch create requests.jsonl)"
+"""How examples come to the id of a batch."""
 
 app = typer.Typer(help="Batches as OpenAI's API has them.", no_args_is_help=True)
 
 IdArgument = Annotated[str, typer.Argument(metavar="ID", help="The batch's id.")]
 
 
-@app.command(epilog="Example: stoker batch create requests.jsonl --wait && stoker batch results batch_0198...")
+@app.command(
+    epilog=examples("stoker batch create requests.jsonl --wait", "stoker batch create requests.jsonl --metadata run=7")
+)
 def create(
     source: Annotated[str, typer.Argument(metavar="INPUT", help="A .jsonl file, or the id of an uploaded one.")],
     *,
-    endpoint: Annotated[str, typer.Option(help="Where its lines go.")] = "/v1/chat/completions",
+    endpoint: Annotated[
+        str, typer.Option(help="Where its lines go.", autocompletion=ENDPOINTS)
+    ] = "/v1/chat/completions",
     window: Annotated[str, typer.Option(help="Completion window.")] = "24h",
     metadata: MetadataOption = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait until it has ended.")] = False,
@@ -60,7 +68,7 @@ def create(
         _end(batch)
 
 
-@app.command()
+@app.command(epilog=examples(_STARTED, "stoker batch status $id"))
 def status(
     batch_id: IdArgument, *, url: UrlOption = URL, api_key: KeyOption = None, as_json: JsonOption = False
 ) -> None:
@@ -69,7 +77,7 @@ def status(
         _show(client.get_batch(batch_id), as_json=as_json)
 
 
-@app.command()
+@app.command(epilog=examples(_STARTED, "stoker batch wait $id --timeout 3600"))
 def wait(
     batch_id: IdArgument,
     *,
@@ -88,7 +96,7 @@ def wait(
     _end(batch)
 
 
-@app.command(name="list")
+@app.command(name="list", epilog=examples("stoker batch list", "stoker batch list --limit 5 --json"))
 def list_(
     *,
     limit: LimitOption = 20,
@@ -106,7 +114,7 @@ def list_(
         print_table([(batch.id, batch.status, _counted(batch), _when(batch)) for batch in found])
 
 
-@app.command()
+@app.command(epilog=examples(_STARTED, "stoker batch cancel $id"))
 def cancel(
     batch_id: IdArgument, *, url: UrlOption = URL, api_key: KeyOption = None, as_json: JsonOption = False
 ) -> None:
@@ -115,7 +123,14 @@ def cancel(
         _show(client.cancel_batch(batch_id), as_json=as_json)
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        _STARTED,
+        "stoker batch wait $id",
+        "stoker batch results $id -o results.jsonl",
+        "stoker batch results $id | jq -c .",
+    )
+)
 def results(
     batch_id: IdArgument,
     *,
@@ -139,7 +154,8 @@ def results(
                 f"{batch.id} has no {what}" if batch.ended else f"{batch.id} is {batch.status}: {what} come at its end"
             )
         if output:
-            client.download_file(file_id, output)
+            with writing(output):
+                client.download_file(file_id, output)
         else:
             _print_file(client, file_id)
 
@@ -192,8 +208,11 @@ def _is_file_id(source: str) -> bool:
 
 
 def _print_file(client: Client, file_id: str) -> None:
+    from stoker.progress import working
+
     with tempfile.TemporaryFile() as file:
-        client.download_file(file_id, file)
+        with working("fetching results"):
+            client.download_file(file_id, file)
         file.seek(0)
         shutil.copyfileobj(file, sys.stdout.buffer)
         sys.stdout.buffer.flush()

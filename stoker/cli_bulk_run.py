@@ -26,7 +26,7 @@ from stoker.cli_http import (
     print_json,
     service,
 )
-from stoker.console import URL, JsonOption, KeyOption, UrlOption, fail
+from stoker.console import URL, JsonOption, KeyOption, UrlOption, examples, fail
 
 if TYPE_CHECKING:
     from stoker.bulk_run import BulkRun, Plan
@@ -48,9 +48,10 @@ CancelOption = Annotated[bool, typer.Option("--cancel-on-interrupt", help="Ctrl-
 
 
 @app.command(
-    epilog="Example: stoker bulk run prompts.jsonl -o results.jsonl --max-tokens 200 -p temperature=0\n\n"
-    "Interrupted, or cut off by anything else, the same command goes on where it was: the bulk runs on meanwhile. "
-    "Ctrl-C twice cancels it. The status is 0 when all lines succeeded, 3 when some did not."
+    epilog=examples(
+        "stoker bulk run prompts.jsonl -o results.jsonl --max-tokens 200 -p temperature=0",
+        "stoker bulk run prompts.csv --format csv",
+    )
 )
 def run(  # noqa: PLR0913  # a command's options
     source: InputArgument,
@@ -70,7 +71,12 @@ def run(  # noqa: PLR0913  # a command's options
     api_key: KeyOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Upload prompts, and write results as they come."""
+    """Upload prompts, and write results as they come.
+
+    Interrupted, or cut off by anything else, the same command goes on where it was: the bulk runs on meanwhile.
+    Ctrl-C twice cancels it. The status is 0 when all lines succeeded, 3 when some did not.
+    """
+    from stoker.progress import working
     from stoker.run_state import fingerprint
 
     params = parameters(
@@ -83,8 +89,10 @@ def run(  # noqa: PLR0913  # a command's options
         stop_after_failed=stop_after_failed,
     )
     with service(url, api_key) as client:
+        with working(f"reading {source}"):
+            read = fingerprint(source)
         plan = _plan(
-            fingerprint(source),
+            read,
             params,
             lambda key, sent: client.bulk(source, idempotency_key=key, on_progress=sent, **params),
             output or _beside(source, "results", kind),
@@ -94,7 +102,12 @@ def run(  # noqa: PLR0913  # a command's options
         _run(client, url, plan, cancel=cancel_on_interrupt, as_json=as_json)
 
 
-@app.command(epilog="Example: stoker bulk retry bulk_0198... -p max_tokens=500 -o again.jsonl")
+@app.command(
+    epilog=examples(
+        "id=$(stoker bulk list --state completed --limit 1 --json | jq -r '.[0].id')",
+        "stoker bulk retry $id -p max_tokens=500 -o again.jsonl",
+    )
+)
 def retry(  # noqa: PLR0913  # a command's options
     bulk_id: IdArgument,
     *,
@@ -136,8 +149,6 @@ def _plan(
 ) -> Plan:
     from stoker.bulk_run import Plan
 
-    if kind not in {"jsonl", "csv", "parquet"}:
-        fail("--format is jsonl, csv or parquet", 2)
     return Plan(source, params, start, output, errors or _beside(output, "errors", "jsonl"), kind)
 
 

@@ -24,7 +24,7 @@ from stoker.cli_http import (
     print_json,
     service,
 )
-from stoker.console import URL, JsonOption, KeyOption, UrlOption, tell
+from stoker.console import URL, JsonOption, KeyOption, UrlOption, examples, tell
 
 if TYPE_CHECKING:
     from stoker.client import Bulk, Client
@@ -32,7 +32,12 @@ if TYPE_CHECKING:
 app = typer.Typer()
 
 
-@app.command(epilog="Example: generate-prompts | stoker bulk submit - --max-tokens 200")
+@app.command(
+    epilog=examples(
+        "stoker bulk submit prompts.jsonl --max-tokens 200 --metadata run=7",
+        "cat prompts.jsonl | stoker bulk submit - --lane standard",
+    )
+)
 def submit(  # noqa: PLR0913  # a command's options
     source: Annotated[
         str, typer.Argument(metavar="INPUT", help="JSON Lines or CSV, .gz or not; s3://...; - reads JSON Lines.")
@@ -52,7 +57,7 @@ def submit(  # noqa: PLR0913  # a command's options
     api_key: KeyOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Upload prompts, and leave them to run."""
+    """Upload prompts, and leave them to run; print the bulk's id."""
     params = parameters(
         param,
         metadata,
@@ -66,7 +71,7 @@ def submit(  # noqa: PLR0913  # a command's options
         started(_uploaded(client, source, params, key), as_json=as_json)
 
 
-@app.command(epilog="Example: stoker bulk dry-run prompts.jsonl --max-tokens 200")
+@app.command(epilog=examples("stoker bulk dry-run prompts.jsonl --max-tokens 200"))
 def dry_run(
     source: InputArgument,
     *,
@@ -82,9 +87,13 @@ def dry_run(
 
     The status is 0 when all lines can run, 3 when some cannot.
     """
+    from stoker.progress import display
+
     params = parameters(param, model=model, max_tokens=max_tokens, system=system, dry_run=True)
     with service(url, api_key) as client:
-        bulk = client.wait_bulk(_uploaded(client, str(source), params, None).id)
+        started_as = _uploaded(client, str(source), params, None)
+        with display() as shown:
+            bulk = client.wait_bulk(started_as.id, None, shown.look)
     if as_json:
         print_json(bulk)
     elif bulk.report:

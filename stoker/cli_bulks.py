@@ -7,6 +7,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +16,9 @@ import typer
 from stoker.cli_http import (
     SOME_FAILED,
     AfterOption,
+    BulkState,
+    Format,
+    Lane,
     LimitOption,
     MetadataOption,
     duration,
@@ -23,18 +27,21 @@ from stoker.cli_http import (
     print_table,
     service,
 )
-from stoker.console import URL, JsonOption, KeyOption, UrlOption, fail
+from stoker.console import URL, JsonOption, KeyOption, UrlOption, examples, fail
 
 if TYPE_CHECKING:
     from stoker.client import Bulk, Client
 
 app = typer.Typer()
 
+_STARTED = "id=$(stoker bulk submit prompts.jsonl)"
+"""How examples come to the id of a bulk."""
+
 IdArgument = Annotated[str, typer.Argument(metavar="ID", help="The bulk's id.")]
-FormatOption = Annotated[str, typer.Option("--format", help="jsonl, csv or parquet.")]
+FormatOption = Annotated[Format, typer.Option("--format", help="Form of the results.")]
 
 
-@app.command()
+@app.command(epilog=examples(_STARTED, "stoker bulk status $id"))
 def status(
     bulk_id: IdArgument, *, url: UrlOption = URL, api_key: KeyOption = None, as_json: JsonOption = False
 ) -> None:
@@ -43,7 +50,7 @@ def status(
         show(client.get_bulk(bulk_id), as_json=as_json)
 
 
-@app.command()
+@app.command(epilog=examples(_STARTED, "stoker bulk wait $id --timeout 3600"))
 def wait(
     bulk_id: IdArgument,
     *,
@@ -64,12 +71,12 @@ def wait(
     end(bulk)
 
 
-@app.command(name="list")
+@app.command(name="list", epilog=examples("stoker bulk list", "stoker bulk list --state running --json"))
 def list_(
     *,
     limit: LimitOption = 20,
     after: AfterOption = None,
-    state: Annotated[str | None, typer.Option(help="Only those in this state.")] = None,
+    state: Annotated[BulkState | None, typer.Option(help="Only those in this state.")] = None,
     metadata: MetadataOption = None,
     url: UrlOption = URL,
     api_key: KeyOption = None,
@@ -84,7 +91,7 @@ def list_(
     print_table([(bulk.id, bulk.state, f"{bulk.counts.done}/{bulk.counts.total}", _when(bulk)) for bulk in found])
 
 
-@app.command()
+@app.command(epilog=examples(_STARTED, "stoker bulk cancel $id"))
 def cancel(
     bulk_id: IdArgument, *, url: UrlOption = URL, api_key: KeyOption = None, as_json: JsonOption = False
 ) -> None:
@@ -92,13 +99,13 @@ def cancel(
     _steer(url, api_key, lambda client: client.cancel_bulk(bulk_id), as_json=as_json)
 
 
-@app.command()
+@app.command(epilog=examples(_STARTED, "stoker bulk pause $id"))
 def pause(bulk_id: IdArgument, *, url: UrlOption = URL, api_key: KeyOption = None, as_json: JsonOption = False) -> None:
     """Let a bulk's lines wait, all but those that run."""
     _steer(url, api_key, lambda client: client.pause_bulk(bulk_id), as_json=as_json)
 
 
-@app.command()
+@app.command(epilog=examples(_STARTED, "stoker bulk pause $id", "stoker bulk resume $id"))
 def resume(
     bulk_id: IdArgument, *, url: UrlOption = URL, api_key: KeyOption = None, as_json: JsonOption = False
 ) -> None:
@@ -106,10 +113,10 @@ def resume(
     _steer(url, api_key, lambda client: client.resume_bulk(bulk_id), as_json=as_json)
 
 
-@app.command()
+@app.command(epilog=examples(_STARTED, "stoker bulk lane $id standard"))
 def lane(
     bulk_id: IdArgument,
-    lane: Annotated[str, typer.Argument(metavar="LANE", help="realtime, standard or bulk.")],
+    lane: Annotated[Lane, typer.Argument(metavar="LANE", help="realtime, standard or bulk.")],
     *,
     url: UrlOption = URL,
     api_key: KeyOption = None,
@@ -119,7 +126,7 @@ def lane(
     _steer(url, api_key, lambda client: client.move_bulk(bulk_id, lane), as_json=as_json)
 
 
-@app.command()
+@app.command(epilog=examples(_STARTED, "stoker bulk wait $id", "stoker bulk delete $id"))
 def delete(
     bulk_id: IdArgument, *, url: UrlOption = URL, api_key: KeyOption = None, as_json: JsonOption = False
 ) -> None:
@@ -133,8 +140,11 @@ def delete(
 
 
 @app.command(
-    epilog="Examples:\n\n  stoker bulk results bulk_0198... | jq -r .result.choices[0].message.content\n\n  "
-    "stoker bulk results bulk_0198... -o results.csv --format csv"
+    epilog=examples(
+        _STARTED,
+        "stoker bulk results $id --follow | jq -c .result",
+        "stoker bulk results $id -o results.csv --format csv",
+    )
 )
 def results(
     bulk_id: IdArgument,
@@ -161,7 +171,7 @@ def results(
             _print_lines(client, bulk_id, after, follow=follow)
 
 
-@app.command()
+@app.command(epilog=examples(_STARTED, "stoker bulk errors $id", "stoker bulk errors $id -o errors.jsonl"))
 def errors(
     bulk_id: IdArgument,
     *,
@@ -177,13 +187,21 @@ def errors(
     """
     with service(url, api_key) as client:
         if output:
-            client.download_results(bulk_id, output, errors=True)
+            with writing(output):
+                client.download_results(bulk_id, output, errors=True)
         elif as_json:
             _print_lines(client, bulk_id, after, errors=True)
         else:
             for found in client.iter_results(bulk_id, after=after, errors=True, follow=False):
                 name = f" ({found.custom_id})" if found.custom_id else ""
                 typer.echo(f"line {found.line}{name}: {found.state}{why(found.error)}")
+
+
+def writing(output: Path) -> AbstractContextManager[None]:
+    """Return what tells, while a file is downloaded, how much of it there is."""
+    from stoker.progress import working
+
+    return working(f"writing {output}", output.with_name(f"{output.name}.part"))
 
 
 def show(bulk: Bulk, *, as_json: bool) -> None:
@@ -251,11 +269,15 @@ def _print_lines(client: Client, bulk_id: str, after: int, *, errors: bool = Fal
 
 
 def _download(client: Client, bulk_id: str, kind: str, output: Path | None) -> None:
+    from stoker.progress import working
+
     if output:
-        client.download_results(bulk_id, output, format=kind)
+        with writing(output):
+            client.download_results(bulk_id, output, format=kind)
         return
     with tempfile.TemporaryFile() as file:
-        client.download_results(bulk_id, file, format=kind)
+        with working("fetching results"):
+            client.download_results(bulk_id, file, format=kind)
         file.seek(0)
         shutil.copyfileobj(file, sys.stdout.buffer)
         sys.stdout.buffer.flush()

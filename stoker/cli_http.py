@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -20,8 +20,13 @@ SOME_FAILED = 3
 """The status of a command that did its work, but some lines did not succeed."""
 INTERRUPTED = 130
 
+Lane = Literal["realtime", "standard", "bulk"]
+JobState = Literal["queued", "delayed", "batched", "running", "succeeded", "failed", "cancelled", "expired"]
+BulkState = Literal["validating", "running", "finalizing", "cancelling", "completed", "failed", "expired", "cancelled"]
+Format = Literal["jsonl", "csv", "parquet"]
+
 ModelOption = Annotated[str | None, typer.Option(help="Model, for lines that name none.  [default: the service's own]")]
-LaneOption = Annotated[str | None, typer.Option(help="realtime, standard or bulk.  [default: bulk]")]
+LaneOption = Annotated[Lane | None, typer.Option(help="Lane that its lines wait in.  [default: bulk]")]
 MaxTokensOption = Annotated[int | None, typer.Option(help="Longest answer, in tokens.")]
 SystemOption = Annotated[str | None, typer.Option(help="System message.")]
 ParamOption = Annotated[
@@ -43,7 +48,11 @@ def service(url: str, api_key: str | None) -> Iterator[Client]:
     from stoker.client import Client, StokerAPIError
 
     try:
-        with Client(url, api_key) as client:
+        opened = Client(url, api_key)
+    except StokerAPIError as error:
+        fail(str(error), 2)
+    try:
+        with opened as client:
             yield client
     except StokerAPIError as error:
         fail(str(error))
@@ -84,8 +93,8 @@ def print_json(found: Any) -> None:
 
 
 def print_table(rows: Iterable[Sequence[object]]) -> None:
-    """Print rows in columns."""
-    texts = [[str(cell) for cell in row] for row in rows]
+    """Print rows in columns; what a terminal would obey is left out."""
+    texts = [["".join(sign if sign.isprintable() else "?" for sign in str(cell)) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*texts, strict=True)] if texts else []
     for row in texts:
         typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

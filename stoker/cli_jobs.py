@@ -4,12 +4,24 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from stoker.cli_http import print_json, service
-from stoker.console import URL, JsonOption, KeyOption, UrlOption, fail
+from stoker.cli_http import (
+    AfterOption,
+    JobState,
+    Lane,
+    LimitOption,
+    MetadataOption,
+    duration,
+    pairs,
+    print_json,
+    print_table,
+    service,
+)
+from stoker.console import URL, JsonOption, KeyOption, UrlOption, examples, fail
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -18,10 +30,15 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 
+_STARTED = 'id=$(stoker submit "Say hello.")'
+"""How examples come to the id of a job."""
+
 
 @app.command(
-    epilog='Examples:\n\n  stoker submit "What is the capital of France?" --wait\n\n  '
-    "cat question.txt | stoker submit - --lane realtime --max-tokens 200 --wait"
+    epilog=examples(
+        'stoker submit "What is the capital of France?" --wait',
+        "cat question.txt | stoker submit - --max-tokens 200 --stream",
+    )
 )
 def submit(  # noqa: PLR0913  # a command's options
     prompt: Annotated[str, typer.Argument(help="The prompt; - reads it from the standard input.")],
@@ -30,14 +47,17 @@ def submit(  # noqa: PLR0913  # a command's options
     stream: Annotated[bool, typer.Option("--stream", help="Print the answer as it comes; lane: realtime.")] = False,
     timeout: Annotated[float, typer.Option(help="Seconds to --wait at most.")] = 600.0,
     model: Annotated[str | None, typer.Option(help="Model.  [default: the service's own]")] = None,
-    lane: Annotated[str | None, typer.Option(help="realtime, standard or bulk.")] = None,
+    lane: Annotated[Lane | None, typer.Option(help="Lane that it waits in.  [default: standard]")] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Longest answer, in tokens.")] = None,
     system: Annotated[str | None, typer.Option(help="System message.")] = None,
     url: UrlOption = URL,
     api_key: KeyOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Hand in a job; print its id, or its answer with --wait or --stream."""
+    """Hand in a job; print its id, or wait for its answer.
+
+    With --wait or --stream the status is 0 when it succeeded, 1 when it did not.
+    """
     text = sys.stdin.read() if prompt == "-" else prompt
     if stream:
         lane = lane or "realtime"
@@ -49,14 +69,17 @@ def submit(  # noqa: PLR0913  # a command's options
             _print_events(client.events(job.id), as_json=as_json)
             return
         if wait:
-            job = client.wait(job.id, timeout=timeout)
+            from stoker.progress import working
+
+            with working(f"{job.id} has not ended"):
+                job = client.wait(job.id, timeout=timeout)
     if wait or as_json:
         _show(job, as_json=as_json, answer=wait)
     else:
         typer.echo(job.id)
 
 
-@app.command()
+@app.command(epilog=examples(_STARTED, "stoker status $id"))
 def status(
     job_id: Annotated[str, typer.Argument(metavar="ID", help="The job's id.")],
     *,
@@ -70,7 +93,7 @@ def status(
     _show(job, as_json=as_json, answer=False)
 
 
-@app.command(epilog="Example:\n\n  stoker follow job_0198c1f0a1b27c3d8e4f5a6b7c8d9e0f")
+@app.command(epilog=examples(_STARTED, "stoker follow $id"))
 def follow(
     job_id: Annotated[str, typer.Argument(metavar="ID", help="The job's id.")],
     *,
@@ -78,12 +101,15 @@ def follow(
     api_key: KeyOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Print a job's answer as it comes (submitted with --stream), or when it has ended; with --json its events."""
+    """Print a job's answer as it comes, or when it has ended.
+
+    It comes in pieces when the job was submitted with --stream. With --json its events are printed, one a line.
+    """
     with service(url, api_key) as client:
         _print_events(client.events(job_id), as_json=as_json)
 
 
-@app.command()
+@app.command(epilog=examples(_STARTED, "stoker cancel $id"))
 def cancel(
     job_id: Annotated[str, typer.Argument(metavar="ID", help="The job's id.")],
     *,
@@ -95,6 +121,32 @@ def cancel(
     with service(url, api_key) as client:
         job = client.cancel(job_id)
     _show(job, as_json=as_json, answer=False)
+
+
+@app.command(epilog=examples("stoker jobs --state failed", "stoker jobs --lane realtime --limit 100 --json"))
+def jobs(  # noqa: PLR0913  # a command's options
+    *,
+    state: Annotated[JobState | None, typer.Option(help="Only those in this state.")] = None,
+    lane: Annotated[Lane | None, typer.Option(help="Only those of this lane.")] = None,
+    model: Annotated[str | None, typer.Option(help="Only those for this model.")] = None,
+    metadata: MetadataOption = None,
+    limit: LimitOption = 20,
+    after: AfterOption = None,
+    url: UrlOption = URL,
+    api_key: KeyOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List jobs, newest first."""
+    filters = {"state": state, "lane": lane, "model": model, "limit": limit, "after": after}
+    with service(url, api_key) as client:
+        found = client.list(metadata=pairs(metadata, "--metadata"), **filters)
+    if as_json:
+        print_json(list(found))
+        return
+    now = time.time()
+    print_table(
+        [(job.id, job.state, job.lane, job.model, f"{duration(max(0.0, now - job.created_at))} ago") for job in found]
+    )
 
 
 def _print_events(events: Iterator[Event], *, as_json: bool) -> None:

@@ -11,7 +11,7 @@ import typer
 
 from stoker.cli_database import opened
 from stoker.cli_http import print_table
-from stoker.console import DatabaseOption, DataOption, JsonOption, fail
+from stoker.console import DatabaseOption, DataOption, JsonOption, examples, fail, words
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,20 +22,27 @@ app = typer.Typer(help="API keys and secrets.", no_args_is_help=True)
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 _LONGEST = 100 * 365 * 86_400
-_OWNER = re.compile(r"[^\s*\x00-\x1f\x7f]{1,64}")
+
+_SCOPES = words("submit", "read", "admin", "submit,read", "submit,read,admin")
+_FOUND = "id=$(stoker keys list --owner alice --json | jq -r '.[0].id')"
+"""How examples come to the id of a key."""
 
 KeyArgument = Annotated[str, typer.Argument(metavar="ID", help="key_..., as `stoker keys list` has it.")]
 
 
 @app.command(
-    epilog="Examples:\n\n  stoker keys create --owner alice\n\n  stoker keys create --owner ci --name nightly "
-    "--scopes submit --expires 90d --limit requests_per_second=10 --limit jobs_queued=5000"
+    epilog=examples(
+        "stoker keys create --owner alice",
+        "stoker keys create --owner ci --name nightly --scopes submit,read --expires 90d --limit jobs_queued=5000",
+    )
 )
 def create(  # a command's options
     owner: Annotated[str, typer.Option(help="Who the key is for; sees only its own jobs.")],
     *,
     name: Annotated[str, typer.Option(help="What it is for, as lists show it.")] = "",
-    scopes: Annotated[str, typer.Option(help="What it may do, by commas: submit, read, admin.")] = "submit,read",
+    scopes: Annotated[
+        str, typer.Option(help="What it may do, by commas: submit, read, admin.", autocompletion=_SCOPES)
+    ] = "submit,read",
     expires: Annotated[str | None, typer.Option(metavar="TIME", help="90d, 12h: until then.  [default: never]")] = None,
     limit: Annotated[
         list[str] | None,
@@ -45,10 +52,13 @@ def create(  # a command's options
     database_url: DatabaseOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Make an API key and print it, once. From the first key on, every request needs one."""
+    """Make an API key and print it, once.
+
+    From the first key on, every request needs one.
+    """
     from models import key_limits, keys, schema
 
-    if not _OWNER.fullmatch(owner):
+    if not keys.OWNER.fullmatch(owner):
         fail("--owner takes 1 to 64 characters without blanks and without *", 2)
     chosen = [scope.strip() for scope in scopes.split(",") if scope.strip()]
     if not chosen or not set(chosen) <= set(keys.SCOPES):
@@ -65,7 +75,7 @@ def create(  # a command's options
     _show(made, as_json=as_json)
 
 
-@app.command("list")
+@app.command("list", epilog=examples("stoker keys list", "stoker keys list --owner alice --json"))
 def list_(
     *,
     owner: Annotated[str | None, typer.Option(help="Only this owner's.")] = None,
@@ -73,7 +83,7 @@ def list_(
     database_url: DatabaseOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List API keys, newest first: whose they are, what they may do, and when they were last used."""
+    """List API keys, newest first: owner, scopes, last use."""
     from models import keys, schema
 
     with opened(data, database_url) as database:
@@ -89,9 +99,12 @@ def list_(
         typer.echo("there are no keys" + ("" if owner is None else f" of {owner}"))
 
 
-@app.command()
+@app.command(epilog=examples(_FOUND, "stoker keys revoke $id"))
 def revoke(ident: KeyArgument, *, data: DataOption = None, database_url: DatabaseOption = None) -> None:
-    """Revoke an API key: within three seconds it opens nothing any more. There is no way back."""
+    """Revoke an API key, for good.
+
+    Within three seconds it opens nothing any more.
+    """
     from models import keys, schema
 
     with opened(data, database_url) as database:
@@ -104,7 +117,7 @@ def revoke(ident: KeyArgument, *, data: DataOption = None, database_url: Databas
         typer.echo("this was the last key: on 127.0.0.1 the service is now open to this machine without one", err=True)
 
 
-@app.command(epilog="Example: stoker keys rotate key_0198... --overlap 7d")
+@app.command(epilog=examples(_FOUND, "stoker keys rotate $id --overlap 7d"))
 def rotate(
     ident: KeyArgument,
     *,
@@ -113,7 +126,10 @@ def rotate(
     database_url: DatabaseOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Make a new key in place of one, and print it, once; the old one expires after the overlap."""
+    """Make a new key in place of one, and print it, once.
+
+    The old one expires after the overlap.
+    """
     from models import keys, schema
 
     lasts = _seconds(overlap, "--overlap")
@@ -124,17 +140,20 @@ def rotate(
     _show(made, as_json=as_json)
 
 
-@app.command()
+@app.command(epilog=examples("export STOKER_WEBHOOK_SECRET=$(stoker keys webhook-secret)"))
 def webhook_secret() -> None:
-    """Print a new secret for STOKER_WEBHOOK_SECRET, with which webhooks are signed."""
+    """Print a new STOKER_WEBHOOK_SECRET, which signs webhooks."""
     from stoker.local import new_webhook_secret
 
     typer.echo(new_webhook_secret())
 
 
-@app.command()
+@app.command(epilog=examples("export STOKER_SECRET_KEY=$(stoker keys secret-key)"))
 def secret_key() -> None:
-    """Print a new key for STOKER_SECRET_KEY, with which stored secrets are sealed. Keep a copy apart from backups."""
+    """Print a new STOKER_SECRET_KEY, which seals stored secrets.
+
+    Keep a copy of it apart from backups.
+    """
     from models.sealing import new_key
 
     typer.echo(new_key())

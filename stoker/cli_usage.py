@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from stoker.cli_http import print_json, print_table, service
-from stoker.console import URL, JsonOption, KeyOption, UrlOption
+from stoker.console import URL, JsonOption, KeyOption, UrlOption, examples
 
 app = typer.Typer()
 
@@ -18,7 +18,7 @@ _JOBS = ("succeeded", "failed", "cancelled", "expired")
 _TOKENS = ("prompt", "completion", "cached")
 
 
-@app.command(epilog="Examples:\n\n  stoker usage --days 30\n\n  stoker usage --all-owners --json")
+@app.command(epilog=examples("stoker usage --days 30", "stoker usage --all-owners --json"))
 def usage(
     *,
     days: Annotated[int, typer.Option(min=1, max=3660, help="The last so many days, today among them; UTC.")] = 7,

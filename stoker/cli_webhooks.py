@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from datetime import datetime
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from stoker.cli_http import AfterOption, LimitOption, duration, print_json, print_table, service
-from stoker.console import URL, JsonOption, KeyOption, UrlOption, fail
+from stoker.console import URL, JsonOption, KeyOption, UrlOption, examples, fail, words
 
 if TYPE_CHECKING:
     from stoker.client import Client
@@ -18,12 +18,26 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Webhook endpoints, and the log of what was sent to them.", no_args_is_help=True)
 
+DeliveryState = Literal["pending", "sending", "delivered", "failed"]
+Redelivered = Literal["failed", "delivered"]
+_ENDS = {
+    "job": ("succeeded", "failed", "cancelled", "expired"),
+    "bulk": ("completed", "failed", "cancelled", "expired"),
+    "batch": ("completed", "failed", "cancelled", "expired"),
+    "response": ("completed", "failed", "cancelled", "incomplete"),
+}
+EVENTS = words(*(f"{kind}.{end}" for kind, ends in _ENDS.items() for end in ends))
+_FOUND = "id=$(stoker webhooks list --limit 1 --json | jq -r '.[0].id')"
+"""How examples come to the id of an endpoint."""
+
 IdArgument = Annotated[str, typer.Argument(metavar="ID", help="The endpoint's id.")]
 EndpointOption = Annotated[str | None, typer.Option(metavar="ID", help="Only those to this endpoint.")]
-EventOption = Annotated[str | None, typer.Option(help="Only this event, as job.failed.")]
+EventOption = Annotated[
+    str | None, typer.Option(metavar="EVENT", help="Only this event, as job.failed.", autocompletion=EVENTS)
+]
 
 
-@app.command(name="list")
+@app.command(name="list", epilog=examples("stoker webhooks list"))
 def list_(
     *,
     limit: LimitOption = 20,
@@ -41,11 +55,15 @@ def list_(
         print_table([(one.id, _health(one), one.url, ",".join(one.event_types)) for one in found])
 
 
-@app.command(epilog="Example: stoker webhooks create https://example.com/hook --event job.succeeded --event job.failed")
+@app.command(
+    epilog=examples("stoker webhooks create https://example.com/hook --event job.succeeded --event job.failed")
+)
 def create(
     to: Annotated[str, typer.Argument(metavar="WEBHOOK_URL", help="Where events go.")],
     *,
-    event: Annotated[list[str], typer.Option(help="What to tell of; several are fine.")],
+    event: Annotated[
+        list[str], typer.Option(metavar="EVENT", help="What to tell of; several are fine.", autocompletion=EVENTS)
+    ],
     name: Annotated[str, typer.Option(help="For people.  [default: the URL]")] = "",
     include_result: Annotated[bool, typer.Option("--include-result", help="Send answers with events of jobs.")] = False,
     coalesce: Annotated[
@@ -55,20 +73,20 @@ def create(
     api_key: KeyOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Make an endpoint; prints its signing secret, which is shown this once."""
+    """Make an endpoint, and print its signing secret, once."""
     with service(url, api_key) as client:
         made = client.webhook_endpoints.create(to, event, name=name, include_result=include_result, coalesce=coalesce)
     _show_secret(made, as_json=as_json)
 
 
-@app.command()
+@app.command(epilog=examples(_FOUND, "stoker webhooks delete $id"))
 def delete(endpoint_id: IdArgument, *, url: UrlOption = URL, api_key: KeyOption = None) -> None:
-    """Delete an endpoint; what is still on its way to it is not sent any more."""
+    """Delete an endpoint; nothing more is sent to it."""
     with service(url, api_key) as client:
         client.webhook_endpoints.delete(endpoint_id)
 
 
-@app.command()
+@app.command(epilog=examples(_FOUND, "stoker webhooks enable $id"))
 def enable(
     endpoint_id: IdArgument, *, url: UrlOption = URL, api_key: KeyOption = None, as_json: JsonOption = False
 ) -> None:
@@ -81,7 +99,7 @@ def enable(
         typer.echo(f"{found.id}  {_health(found)}")
 
 
-@app.command()
+@app.command(epilog=examples(_FOUND, "stoker webhooks rotate $id --keep-old"))
 def rotate(
     endpoint_id: IdArgument,
     *,
@@ -90,25 +108,36 @@ def rotate(
     api_key: KeyOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Change the signing secret; prints the new one, which is shown this once."""
+    """Change the signing secret, and print the new one, once."""
     with service(url, api_key) as client:
         made = client.webhook_endpoints.rotate(endpoint_id, keep_old=keep_old)
     _show_secret(made, as_json=as_json)
 
 
-@app.command(name="test")
+@app.command(name="test", epilog=examples(_FOUND, "stoker webhooks test $id"))
 def sample(
     endpoint_id: IdArgument,
     *,
-    event: Annotated[str | None, typer.Option(help="What to send.  [default: the first that it is told of]")] = None,
+    event: Annotated[
+        str | None,
+        typer.Option(
+            metavar="EVENT", help="What to send.  [default: the first that it is told of]", autocompletion=EVENTS
+        ),
+    ] = None,
     url: UrlOption = URL,
     api_key: KeyOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Send a sample event, and print what the receiver answers. Status 1 unless that is 2xx."""
+    """Send a sample event, and print what the receiver answers.
+
+    The status is 1 unless that is 2xx.
+    """
+    from stoker.progress import working
+
     with service(url, api_key) as client:
         chosen = event or client.webhook_endpoints.get(endpoint_id).event_types[0]
-        status = client.webhook_endpoints.test(endpoint_id, chosen)
+        with working("waiting for the receiver"):
+            status = client.webhook_endpoints.test(endpoint_id, chosen)
     if as_json:
         print_json({"event_type": chosen, "status_code": status})
     else:
@@ -117,11 +146,13 @@ def sample(
         raise typer.Exit(1)
 
 
-@app.command(epilog="Example: stoker webhooks deliveries --state failed")
+@app.command(
+    epilog=examples("stoker webhooks deliveries --state failed", "stoker webhooks deliveries --event job.failed")
+)
 def deliveries(  # noqa: PLR0913  # options of a command
     delivery_id: Annotated[str | None, typer.Argument(metavar="[ID]", help="One of them, with its tries.")] = None,
     *,
-    state: Annotated[str | None, typer.Option(help="pending, sending, delivered or failed.")] = None,
+    state: Annotated[DeliveryState | None, typer.Option(help="Only those in this state.")] = None,
     event: EventOption = None,
     endpoint: EndpointOption = None,
     job: Annotated[str | None, typer.Option(metavar="ID", help="Only those that tell of this job or bulk.")] = None,
@@ -144,20 +175,23 @@ def deliveries(  # noqa: PLR0913  # options of a command
         print_table([(one.id, one.state, one.event, one.job_id, _outcome(one)) for one in found])
 
 
-@app.command(epilog="Example: stoker webhooks redeliver --endpoint whe_0198... --since 2026-11-27T08:00")
+@app.command(epilog=examples("stoker webhooks redeliver --event job.failed --since 2026-11-27T08:00:00"))
 def redeliver(  # noqa: PLR0913  # options of a command
     delivery_id: Annotated[str | None, typer.Argument(metavar="[ID]", help="One delivery.")] = None,
     *,
     endpoint: EndpointOption = None,
     event: EventOption = None,
-    state: Annotated[str, typer.Option(help="failed or delivered.")] = "failed",
+    state: Annotated[Redelivered, typer.Option(help="Those in this state.")] = "failed",
     since: Annotated[datetime | None, typer.Option(help="Only those of this moment or later.")] = None,
     until: Annotated[datetime | None, typer.Option(help="Only those before this moment.")] = None,
     url: UrlOption = URL,
     api_key: KeyOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Send a delivery once more, or all of an endpoint, an event or a time that failed."""
+    """Send a delivery once more, or all that failed of some kind.
+
+    Which kind: of an endpoint, of an event, of a time, or of several of these together.
+    """
     filters = {
         "endpoint_id": endpoint,
         "event": event,
@@ -167,11 +201,14 @@ def redeliver(  # noqa: PLR0913  # options of a command
     }
     if delivery_id is None and not (endpoint or event or since or until):
         fail("say which: a delivery's ID, --endpoint, --event, --since or --until", 2)
+    from stoker.progress import working
+
     with service(url, api_key) as client:
         if delivery_id is not None:
             _show(client.deliveries.redeliver(delivery_id), as_json=as_json)
             return
-        many = _redelivered(client, filters)
+        with working("finding what to send once more"):
+            many = _redelivered(client, filters)
     if as_json:
         print_json({"redelivered": many})
     else:

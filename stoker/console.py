@@ -1,13 +1,13 @@
-"""What the commands share: options that mean the same everywhere, and how a command fails."""
+"""What the commands share: options and exit statuses that mean the same everywhere, and how a command fails."""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, NoReturn, TextIO
 
 import typer
 
@@ -23,6 +23,16 @@ KeyOption = Annotated[str | None, typer.Option(envvar="STOKER_API_KEY", help="AP
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 URL = "http://127.0.0.1:8000"
+
+STATUSES = {
+    0: "Done.",
+    1: "Failed or refused: one line on the standard error says why.",
+    2: "Wrong use: an unknown command or option, or a bad value or setting.",
+    3: "Done, but some lines of the bulk or batch did not succeed.",
+    78: "The engine of `up` or `engine` cannot start with these settings.",
+    130: "Interrupted by Ctrl-C before it was done.",
+}
+"""What an exit status means, of whatever command; a signal has 128 and its number, as everywhere."""
 
 
 @contextmanager
@@ -40,7 +50,7 @@ def fail(why: str, status: int = 1) -> NoReturn:
     """End the program: one line on the standard error, and a status."""
     # Whoever can no longer be told still gets the status.
     with suppress(OSError, ValueError):
-        typer.secho(f"stoker: {why}", err=True, fg=None if os.environ.get("NO_COLOR") else "red")
+        typer.secho(f"stoker: {why}", err=True, fg="red", color=coloured(sys.stderr))
     give_up_output()
     raise typer.Exit(status)
 
@@ -48,7 +58,7 @@ def fail(why: str, status: int = 1) -> NoReturn:
 def tell(line: str) -> None:
     """Print a line, and go on whatever becomes of it: its reader may be gone, or the disk full."""
     with suppress(OSError, ValueError):
-        typer.echo(line)
+        typer.echo(line, color=coloured(sys.stdout))
 
 
 def give_up_output() -> None:
@@ -64,6 +74,24 @@ def give_up_output() -> None:
 
 def dim(text: str) -> str:
     """Return a text in grey, where it goes to a terminal."""
-    return (
-        typer.style(text, dim=True) if sys.stdout and sys.stdout.isatty() and not os.environ.get("NO_COLOR") else text
-    )
+    return typer.style(text, dim=True) if coloured(sys.stdout) else text
+
+
+def coloured(stream: TextIO | None) -> bool:
+    """Tell whether what goes to a stream has colours: on a terminal, unless NO_COLOR or FORCE_COLOR says otherwise."""
+    if os.environ.get("NO_COLOR"):
+        return False
+    if os.environ.get("FORCE_COLOR"):
+        return True
+    return bool(stream and stream.isatty()) and os.environ.get("TERM") != "dumb"
+
+
+def examples(*lines: str) -> str:
+    """Return the end of a command's help: lines that can be pasted as they are."""
+    # \\b: not wrapped.
+    return "\n".join(["Examples:" if len(lines) > 1 else "Example:", "", "\b", *(f"  {line}" for line in lines)])
+
+
+def words(*known: str) -> Callable[[str], list[str]]:
+    """Return what completes these words in a shell."""
+    return lambda incomplete: [word for word in known if word.startswith(incomplete)]

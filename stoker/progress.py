@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from itertools import chain, repeat
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, Self
 
 from stoker.cli_http import duration
@@ -16,6 +20,8 @@ if TYPE_CHECKING:
     from stoker.resources import Bulk
 
 LINE_EVERY = 5.0
+_PAUSES = (5.0, 10.0, 20.0, 30.0)
+"""Seconds between lines about work of unknown length; the last one again and again."""
 _MB = 1_000_000
 
 
@@ -41,6 +47,65 @@ class Display(Protocol):
 def display() -> Display:
     """Return what suits the standard error."""
     return Drawn() if sys.stderr and sys.stderr.isatty() else Plain()
+
+
+@contextmanager
+def working(what: str, grows: Path | None = None) -> Iterator[None]:
+    """Tell that something goes on, for how long, and how large the file is that grows by it.
+
+    A spinner on a terminal, gone at the end; elsewhere nothing at first, then a line now and then.
+    """
+    ended = threading.Event()
+    began = time.monotonic()
+
+    def told() -> str:
+        size = "" if grows is None else _size(grows)
+        return f"{what}: {size}{duration(time.monotonic() - began)}"
+
+    def repeat_it(say: Callable[[str], object], pauses: Iterable[float]) -> None:
+        for pause in pauses:
+            if ended.wait(pause):
+                return
+            say(told())
+
+    with _spinner(what) if sys.stderr and sys.stderr.isatty() else _lines() as (say, pauses):
+        thread = threading.Thread(target=repeat_it, args=(say, pauses), daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+
+
+@contextmanager
+def _lines() -> Iterator[tuple[Callable[[str], object], Iterable[float]]]:
+    yield _print, chain(_PAUSES, repeat(_PAUSES[-1]))
+
+
+@contextmanager
+def _spinner(what: str) -> Iterator[tuple[Callable[[str], object], Iterable[float]]]:
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn
+
+    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False))
+    # What is printed meanwhile stands above the spinner, where both go to one terminal.
+    both = bool(sys.stdout and sys.stdout.isatty())
+    with Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=both) as bars:
+        task = bars.add_task(what, total=None)
+        yield lambda text: bars.update(task, description=text), repeat(0.5)
+
+
+def _size(file: Path) -> str:
+    with suppress(OSError):
+        return f"{file.stat().st_size / _MB:.1f} MB, "
+    return ""
+
+
+def _print(line: str) -> None:
+    # Progress that nobody can read stops nothing.
+    with suppress(OSError, ValueError):
+        print(line, file=sys.stderr, flush=True)  # noqa: T201  # it talks to a person
 
 
 def described(bulk: Bulk) -> str:
@@ -90,9 +155,7 @@ class Plain:
             return
         self._last = line
         self._due = time.monotonic() + LINE_EVERY
-        # Progress that nobody can read stops nothing.
-        with suppress(OSError, ValueError):
-            print(line, file=sys.stderr, flush=True)  # noqa: T201  # it talks to a person
+        _print(line)
 
 
 class Drawn:

@@ -6,10 +6,8 @@ import re
 from pathlib import Path
 
 import pytest
-from typer.main import get_command
 
 from stoker import Client
-from stoker.cli import app
 from tests.stoker.bulk_service import bulk_service
 
 PAGE = (Path(__file__).parents[2] / "docs/client.md").read_text("utf-8")
@@ -39,11 +37,3 @@ def test_every_method_is_named() -> None:
     methods = {name for name in vars(Client) if not name.startswith("_")} - {"close", "perform"}
     assert {name for name in methods if f"{name}" not in PAGE} == set()
     assert set(re.findall(r"`([a-z]+_(?:bulk|results|file|batch)s?)\b", PAGE)) <= methods | {"verify_webhook"}
-
-
-@pytest.mark.parametrize("group", ["bulk", "batch"])
-def test_every_command_is_named(group: str) -> None:
-    """Those of `stoker bulk` and `stoker batch`."""
-    commands = get_command(app).commands[group].commands  # type: ignore[attr-defined]
-    table = PAGE[PAGE.index("| command |") :]
-    assert {name for name in commands if not re.search(rf"\b{name}\b", table)} == set()
