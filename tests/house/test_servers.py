@@ -107,7 +107,10 @@ def test_a_server_that_does_not_start_says_why() -> None:
         pass
 
 
-@pytest.mark.parametrize(("name", "package"), [("rabbitmq", "rabbitmq-server"), ("pgbouncer", "pgbouncer")])
+@pytest.mark.parametrize(
+    ("name", "package"),
+    [("rabbitmq", "rabbitmq-server"), ("pgbouncer", "pgbouncer"), ("prometheus", "prometheus")],
+)
 def test_without_a_debian_package_it_is_said_what_to_install(name: str, package: str, tmp_path: Path) -> None:
     """On a machine that has neither the program nor Debian's packages: one line, and a status."""
     (tmp_path / "requirements").mkdir()
