@@ -7,6 +7,9 @@ import sys
 from collections.abc import Sequence
 from itertools import takewhile
 
+from benchmarks.service import BenchmarkError
+from tests.servers import ServerError
+
 NAMES = (
     "overhead",
     "path",
@@ -47,9 +50,14 @@ def main(argv: Sequence[str]) -> int:
         print("\n".join(f"  {name:12} {_about(name)}" for name in NAMES))
         print("\nThe options of each: python -m benchmarks NAME --help")
         return 0
+    status = 0
     for name in names or NAMES:
-        importlib.import_module(f"benchmarks.{name}").main(options)
-    return 0
+        try:
+            importlib.import_module(f"benchmarks.{name}").main(options)
+        except (BenchmarkError, ServerError) as error:
+            print(f"{name}: {error}", file=sys.stderr)
+            status = 1
+    return status
 
 
 def _about(name: str) -> str:

@@ -50,9 +50,9 @@ def network(*names: str) -> Iterator[list[Host]]:
     """Make machines that reach each other and nobody else. Raises BenchmarkError where this user may not."""
     lacking = [program for program in ("ip", "nsenter", "unshare", "hostname") if shutil.which(program) is None]
     if os.geteuid() or lacking:
-        raise BenchmarkError(
-            "machines are played by network namespaces: run this as root, with iproute2 and util-linux"
-        )
+        missing = f"; missing: {', '.join(lacking)}" if lacking else ""
+        needs = f"run this as root, on Linux, with iproute2, util-linux and hostname{missing}"
+        raise BenchmarkError(f"machines are played by network namespaces: {needs}")
     with ExitStack() as held:
         switch = Host("switch", "", _hold(held, "switch"))
         switch.run("ip", "link", "add", "bridge", "type", "bridge")
@@ -62,7 +62,13 @@ def network(*names: str) -> Iterator[list[Host]]:
 
 def _hold(held: ExitStack, name: str) -> int:
     command = ["unshare", "--net", "--uts", "sh", "-c", _HOLD, "sh", name]
-    holder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    holder = subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,  # Ctrl-C must not take the network away from those who are to end in peace
+    )
     held.callback(holder.communicate)  # closes its input, at which it ends
     assert holder.stdout is not None  # for mypy: it is a pipe
     said = holder.stdout.readline().decode()

@@ -10,12 +10,14 @@ import argparse
 import base64
 import itertools
 import os
+import signal
+import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -32,7 +34,7 @@ from stoker import services
 from stoker.client import Client
 from stoker.settings import Settings
 from stoker.settings import load as settings_of
-from tests import rabbitmq, servers
+from tests import debian, rabbitmq, servers
 
 NAMES = ("data", "web1", "web2", "col1", "col2", "eng1", "eng2", "eng3")
 PARTS = {"web1": ("web",), "web2": ("web",), "col1": ("collector", "beat", "bulk", "worker"), "col2": ("collector",)}
@@ -63,6 +65,7 @@ class Site:
     folder: Path
     database: Database
     key: str = ""
+    processes: list[subprocess.Popen[str]] = field(default_factory=list)
 
     def start(self, running: ExitStack, name: str, parts: Sequence[str]) -> None:
         """Start processes of the service on a machine."""
@@ -75,7 +78,16 @@ class Site:
             program, *arguments = commands[part]
             environ = services.environment(settings, service.environment({})) | {"PYTHONDONTWRITEBYTECODE": ""}
             command = host.command([sys.executable, "-m", program, *arguments])
-            running.enter_context(service.child(command, environ))
+            self.processes.append(running.enter_context(service.child(command, environ))[0])
+
+    @contextmanager
+    def ending(self) -> Iterator[None]:
+        """Ask all processes at once to end; each is waited for where it was started."""
+        try:
+            yield
+        finally:
+            for process in self.processes:
+                process.send_signal(signal.SIGINT)
 
     def settings_of(self, **more: object) -> Settings:
         """Return the settings of a machine's processes."""
@@ -105,6 +117,8 @@ def main(argv: Sequence[str]) -> None:
     # The machines are reached as they are, whatever proxy this one has.
     os.environ["NO_PROXY"] = "*"
     with network(*NAMES) as hosts:
+        if "rabbitmq" in options.brokers:
+            debian.programs("rabbitmq")  # from here on nothing can be fetched
         hosts[0].enter()
         for _, broker in itertools.product(range(options.repeats), options.brokers):
             windows += _measured(report, {host.name: host for host in hosts}, broker)
@@ -115,12 +129,14 @@ def main(argv: Sequence[str]) -> None:
 def _measured(report: Report, hosts: dict[str, Host], broker: str) -> list[Window]:
     options = report.options
     found = []
-    with _site(hosts, broker, options) as site, ExitStack() as running:
+    report.say(f"{broker}: the servers start, and the machines after them")
+    with _site(hosts, broker, options) as site, ExitStack() as running, site.ending():
         for name, parts in PARTS.items():
             site.start(running, name, parts)
         for name in ("web1", "web2"):
             service.answering(site.url(name))
         _fill(site, options.jobs)
+        report.say(f"{broker}: {options.jobs} jobs are queued")
         for count, engine in enumerate(("eng1", "eng2", "eng3"), 1):
             site.start(running, engine, ["engine"])
             service.wait_until(partial(_are_full, site, count * options.slots), 120, f"{count} engines to be full")
@@ -230,9 +246,9 @@ def _tell(report: Report, windows: Sequence[Window]) -> None:
 def _options(argv: Sequence[str]) -> argparse.Namespace:
     wanted = parser("machines", __doc__)
     wanted.add_argument("--brokers", nargs="+", choices=("redis", "rabbitmq"), default=["redis", "rabbitmq"])
-    wanted.add_argument("--jobs", type=int, default=40_000, help="queued before the first engine is started")
+    wanted.add_argument("--jobs", type=int, default=25_000, help="queued before the first engine is started")
     wanted.add_argument("--slots", type=int, default=96, help="places of each engine")
-    wanted.add_argument("--settle", type=float, default=10, help="seconds of work before it is looked at")
-    wanted.add_argument("--window", type=float, default=30, help="seconds that it is looked at")
+    wanted.add_argument("--settle", type=float, default=5, help="seconds of work before it is looked at")
+    wanted.add_argument("--window", type=float, default=20, help="seconds that it is looked at")
     wanted.add_argument("--repeats", type=int, default=2)
     return wanted.parse_args(argv)

@@ -7,6 +7,8 @@ clock that was set back, by about as much: what is due ahead is put back as well
 
 from __future__ import annotations
 
+import math
+
 import sqlalchemy as sa
 
 from models import clock_steps
@@ -23,6 +25,8 @@ table = sa.Table(
 MOST_GAP = 10.0
 LEAST_STEP = 1.0
 """Seconds by which a clock must have gone back to be a step: less is the noise of a clock that is being kept right."""
+MOST_LAG = 5.0
+"""Seconds that a replica may be behind, beside the time between two sweeps, before it is not read."""
 
 
 def begin(tx: sa.Connection, lease: float) -> bool | None:
@@ -46,6 +50,14 @@ def begin(tx: sa.Connection, lease: float) -> bool | None:
 def last(tx: sa.Connection) -> float | None:
     """Return when the last sweep was, by the clock of the database that it was written in; None when there was none."""
     return tx.execute(sa.select(table.c.last_at)).scalar_one_or_none()
+
+
+def lag(known: float | None, clock: float) -> float:
+    """Return how many seconds a replica is behind at most whose last sweep is `known`; infinity where nothing tells.
+
+    A sweep that the primary's `clock` has yet to reach tells nothing: it was set back, or the sweep is another's.
+    """
+    return math.inf if known is None or known - clock > LEAST_STEP else clock - known
 
 
 def age(tx: sa.Connection) -> float | None:

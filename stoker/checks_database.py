@@ -11,6 +11,7 @@ from pathlib import Path
 
 import sqlalchemy as sa
 from sqlalchemy.engine import make_url
+from sqlalchemy.exc import DBAPIError
 
 from models import diagnosis, pooling, postgres_session, schema, sweeps
 from models.db import AnyRow, Database
@@ -27,8 +28,6 @@ LONG = 60.0
 """Seconds of a transaction. The service's own are cut off at 60."""
 LARGE_LOG = 200_000_000
 """Bytes of SQLite's log beside the database; 4 MB is usual."""
-LAG = 5.0
-"""Seconds that a replica may be behind, beside the time between two sweeps, before it is not read."""
 _LOCK_PATIENCE = 3.0
 _CROWDED = 0.85
 
@@ -175,14 +174,17 @@ def _replica(db: Database, settings: Settings) -> Iterator[Finding]:
         try:
             with replica.reading() as tx:
                 last = sweeps.last(tx)
-        except DatabaseUnavailable as error:
-            yield warning("replica", f"it does not answer: {error}", do)
+        except (DatabaseUnavailable, DBAPIError) as error:
+            says = str(getattr(error, "orig", error)).partition("\n")[0]
+            yield warning("replica", f"it does not answer: {says}", do)
             return
     with db.reading() as tx:
-        behind = math.inf if last is None else diagnosis.clock(tx) - last
-    if behind > settings.sweep_every + LAG:
-        says = f"it has not heard of a sweep for {behind:.0f} s" if last else "it has not heard of any sweep"
-        yield warning("replica", f"{says}: it lags, or no sweeper runs", do)
+        behind = sweeps.lag(last, diagnosis.clock(tx))
+    if behind > settings.sweep_every + sweeps.MOST_LAG:
+        says = f"it has not heard of a sweep for {behind:.0f} s: it lags, or no sweeper runs"
+        if math.isinf(behind):
+            says = "it knows of no sweep of this database: is it a replica of it, and does a sweeper run?"
+        yield warning("replica", says, do)
     else:
         yield ok("replica", f"it is {max(behind, 0.0):.1f} s behind at most")
 

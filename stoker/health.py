@@ -6,17 +6,16 @@ import http.client
 import socket
 from collections.abc import Callable
 from contextlib import closing
-from urllib.parse import urlsplit
 
 import sqlalchemy as sa
 
 from models import engines, sweeps
 from models.db import Database, now
 from models.errors import DatabaseUnavailable
+from stoker.setting_types import address
 from stoker.settings import Settings
 
 _PATIENCE = 5.0
-_PORTS = {"amqp": 5672, "pyamqp": 5672, "amqps": 5671}
 _LATE = 30.0
 """Seconds after which the sweeper, which beat calls and the collector runs, counts as gone."""
 
@@ -65,10 +64,8 @@ def engine(settings: Settings) -> None:
 
 def worker(settings: Settings) -> None:
     """Raise Unhealthy unless the broker, from which the worker takes its messages, can be reached."""
-    address = urlsplit(settings.broker)
-    where = (address.hostname or "127.0.0.1", address.port or _PORTS.get(address.scheme, 6379))
     try:
-        socket.create_connection(where, timeout=_PATIENCE).close()
+        socket.create_connection(address(settings.broker), timeout=_PATIENCE).close()
     except OSError as error:
         raise Unhealthy(f"{'RabbitMQ' if settings.broker_url else 'Redis'} cannot be reached: {error}") from None
 

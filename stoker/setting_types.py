@@ -53,9 +53,17 @@ def transport_options(broker: str) -> dict[str, object]:
     if broker.startswith(_AMQP):
         # A ring is told to be taken, so that one that was refused (memory, disk) counts; tried once: whoever rings
         # goes on without it, and workers have a loop of their own.
-        return {"read_timeout": 5, "write_timeout": 5, "confirm_publish": True, "max_retries": 0}
+        options: dict[str, object] = {"read_timeout": 5, "write_timeout": 5, "confirm_publish": True, "max_retries": 0}
+        # Without the name py-amqp takes the certificate of any host.
+        return options | ({"ssl": {"server_hostname": address(broker)[0]}} if broker.startswith("amqps://") else {})
     # Without `socket_timeout` the health check never runs.
     return {"socket_timeout": 5, "socket_connect_timeout": 5, "socket_keepalive": True, "health_check_interval": 5}
+
+
+def address(url: str) -> tuple[str, int]:
+    """Return the host and port of a Redis or RabbitMQ."""
+    parts = urlsplit(url)
+    return parts.hostname or "127.0.0.1", parts.port or _PORTS_OF.get(parts.scheme, 6379)
 
 
 def hasty_options(broker: str) -> dict[str, object]:
@@ -119,10 +127,12 @@ def _is_key(text: str) -> bool:
 
 
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_PORTS_OF = {"amqp": 5672, "pyamqp": 5672, "amqps": 5671}
 _AMQP = ("amqp://", "amqps://", "pyamqp://")
 _BROKER = re.compile(r"(amqps?|pyamqp)://|$")
 _WINDOW = re.compile(r"none|[1-9][0-9]{0,5}[smhd]")
 _DATABASE = re.compile(r"(postgresql|postgres|sqlite)[+:]|$")
+_REPLICA = re.compile(r"(postgresql|postgres)[+:]|$")
 _BUCKETS = ("s3", "gs", "az")
 _PLACE = "must be a folder, or s3://, gs:// or az:// with a bucket; credentials are read from the environment"
 _PREFIXES = "must be prefixes like s3://bucket/in/, gs://, az:// or file:///data/, without credentials"
@@ -158,6 +168,7 @@ Secrets = Annotated[str, _text(_good_secrets, _SIGNS)]
 Delays = Annotated[str, _text(lambda text: text.strip() and all(float(x) >= 0 for x in text.split(",")), _DELAYS)]
 Networks = Annotated[str, _text(_each(lambda part: ipaddress.ip_network(part, strict=False)), "")]
 DatabaseUrl = Annotated[str, _text(_DATABASE.match, "must be a postgresql:// or sqlite:/// URL")]
+ReplicaUrl = Annotated[str, _text(_REPLICA.match, "must be a postgresql:// URL; empty: all is read from one database")]
 BrokerUrl = Annotated[str, _text(_BROKER.match, "must be an amqp:// or amqps:// URL; empty: Redis is the broker")]
 Place = Annotated[str, _text(lambda text: "://" not in text or _is_place(text, *_BUCKETS), _PLACE)]
 Prefixes = Annotated[str, _text(_each(lambda part: _is_place(part, *_BUCKETS, "file")), _PREFIXES)]

@@ -23,6 +23,7 @@ from stoker.setting_types import (
     Policy,
     Ports,
     Prefixes,
+    ReplicaUrl,
     SecretKeys,
     Secrets,
     Servers,
@@ -53,7 +54,7 @@ class Settings(BaseSettings):
     # Where things are
     data: Path = Field(Path("var"), description="Folder of the embedded database, Redis data, logs and process list.")
     database_url: DatabaseUrl = Field("", description="PostgreSQL or SQLite URL; empty: SQLite in the data folder.")
-    database_read_url: DatabaseUrl = Field("", description="A PostgreSQL replica that lists and polling may read.")
+    database_read_url: ReplicaUrl = Field("", description="A PostgreSQL replica that lists and polling may read.")
     redis_url: str = Field("redis://127.0.0.1:6379/0", description="Redis: the broker and the wake-up channel.")
     broker_url: BrokerUrl = Field("", description="Broker of doorbells if it is not Redis: amqp:// of a RabbitMQ.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")

@@ -46,9 +46,15 @@ class Call(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class Pause:
-    """Nothing, for so many seconds."""
+    """Nothing, for so many seconds; `why` is what went wrong, where a request is to be sent again after it."""
 
     seconds: float
+    why: StokerAPIError | None = None
+
+
+def rest(pause: Pause) -> None:
+    """Let a pause pass."""
+    time.sleep(pause.seconds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +79,7 @@ def answered(call: Call[T], tries: int = TRIES) -> Steps[T]:
         pause = _pause(error, tried)
         if tried + 1 == tries or not error.temporary or not _is_safe(call, outcome) or pause > LONGEST_RETRY_AFTER:
             raise error
-        yield Pause(pause)
+        yield Pause(pause, error)
     raise AssertionError  # the last try returns or raises
 
 
@@ -86,7 +92,8 @@ def patiently(call: Call[T], patience: float) -> Steps[T]:
         except StokerAPIError as error:
             if not error.temporary or time.monotonic() >= until:
                 raise
-        yield Pause(_jittered(SLOWEST_LOOK))
+            why = error
+        yield Pause(_jittered(SLOWEST_LOOK), why)
 
 
 def wait_job(look: Callable[[float], Call[Job]], job_id: str, timeout: float) -> Steps[Job]:
@@ -122,24 +129,25 @@ def wait_ended(
         yield Pause(max(0.0, min(left, SLOWEST_LOOK, EARLY_PAUSE + waited / 4)))
 
 
-def pause_before(outcome: Outcome, tried: int) -> float:
-    """Return the seconds to wait before a stream is asked for again; `tried` is how often it was in a row.
+def pause_before(outcome: Outcome, tried: int) -> Pause:
+    """Return the pause before a stream is asked for again; `tried` is how often it was in a row.
 
     An answer that is none of refusal ended too soon. Raises StokerAPIError where asking again does not help.
     """
     if isinstance(outcome, httpx.Response) and outcome.is_success:
-        return _jittered(min(LONGEST_PAUSE, FIRST_PAUSE * 2**tried))
+        cut = StokerAPIError(f"{outcome.url.host} ended the stream too soon", temporary=True)
+        return Pause(_jittered(min(LONGEST_PAUSE, FIRST_PAUSE * 2**tried)), cut)
     error = _error(outcome)
     pause = _pause(error, tried)
     if not error.temporary or pause > LONGEST_RETRY_AFTER:
         raise error
-    return pause
+    return Pause(pause, error)
 
 
 def _read(call: Call[T], answer: httpx.Response) -> T:
     try:
         return call.read(answer)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
         # Some other server, or a page of a proxy's.
         raise StokerAPIError(f"{answer.url.host} does not answer as stoker does", status=answer.status_code) from error
 

@@ -19,6 +19,7 @@ from models.db import Database
 from models.errors import DatabaseUnavailable
 from stoker.settings import Settings, load
 from tasks import acks
+from tasks.doorbell import EXPIRES
 from tasks.logs import configure
 
 TASKS = ("tasks.collector", "tasks.sweeper", "tasks.webhook", "tasks.bulks", "tasks.retention", "tasks.engine_process")
@@ -43,7 +44,6 @@ class Context:
 def make_app(settings: Settings) -> Celery:
     """Return the Celery application for these settings."""
     made = Celery("stoker", broker=settings.broker, include=list(TASKS), set_as_current=False)
-    expires = max(1.0, settings.sweep_every)
     made.conf.update(
         broker_transport_options=settings.broker_options,
         # The default of 100 tries ends with a worker that gave up.
@@ -63,6 +63,9 @@ def make_app(settings: Settings) -> Celery:
         task_default_delivery_mode="transient",
         task_default_queue="default",
         worker_prefetch_multiplier=1,
+        # After a lost connection Celery would speak to RabbitMQ from the tasks' threads, two of them to one socket:
+        # frames that are torn apart, and lose the next one.
+        worker_enable_prefetch_count_reduction=False,
         worker_hijack_root_logger=False,
         worker_redirect_stdouts=False,
         worker_enable_remote_control=False,
@@ -76,11 +79,11 @@ def make_app(settings: Settings) -> Celery:
             "tasks.worker.*": {"queue": f"engine.{settings.engine_name}"},
         },
         beat_schedule={
-            # Doing one twice is harmless; one that comes late is not worth doing.
+            # Doing one twice is harmless. Of many sweeps that come late together a process drops all but one at a time.
             "sweep": {
                 "task": "tasks.sweeper.sweep",
                 "schedule": settings.sweep_every,
-                "options": {"expires": expires},
+                "options": {"expires": EXPIRES},
             },
             "retain": {
                 "task": "tasks.retention.retain",

@@ -24,6 +24,8 @@ from tasks import metrics
 
 log = structlog.get_logger(__name__)
 
+EXPIRES = 300.0
+"""Seconds after which a worker drops a ring: by its own clock, from which the sender's may differ by nearly as much."""
 _MOST_IDS = 10_000
 _MOST_PENDING = 10_000
 """Rings that wait for a slow broker; what is beyond them the sweeper rings for again."""
@@ -74,7 +76,7 @@ class Doorbell:
             if len(self._pending) >= _MOST_PENDING and what not in self._pending:
                 return
             self._pending[what] = lambda: self._app.send_task(
-                task, args=args, queue=queue, ignore_result=True, retry=False, expires=60
+                task, args=args, queue=queue, ignore_result=True, retry=False, expires=EXPIRES
             )
             self._start()
 

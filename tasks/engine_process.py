@@ -61,8 +61,11 @@ def make_engine(settings: Settings) -> Engine:
     return VllmEngine(settings, settings.model)
 
 
-def take_over(database: Database, settings: Settings) -> Incarnation:
-    """Register this process as its engine's new incarnation, after ending the old one and giving its batches back."""
+def take_over(database: Database, settings: Settings) -> tuple[Incarnation, set[str]]:
+    """Register this process as its engine's new incarnation, after ending the old one and giving its batches back.
+
+    Return also the models whose collectors are to be rung for.
+    """
     mine = reaper.incarnation(settings.engine_name, settings.engine)
     _wait_for_silence(database, settings)
     with database.reading() as tx:
@@ -80,9 +83,7 @@ def take_over(database: Database, settings: Settings) -> Incarnation:
             models.update(crash.models)
             log.info("took over", batches=crash.batches, jobs=crash.requeued, poison=len(crash.poison))
         engines.register(tx, mine)
-    for model in models:
-        doorbell().collector(model)
-    return mine
+    return mine, models
 
 
 def _wait_for_silence(database: Database, settings: Settings) -> None:
@@ -118,9 +119,12 @@ def _start(sender: Any, **_: Any) -> None:
     configure(here.settings.log_level)
     mine = None
     try:
-        mine = take_over(here.database, here.settings)
+        mine, models = take_over(here.database, here.settings)
         failpoint("engine.took_over")
+        # Before the doorbell's threads: vLLM's sets its environment, and loads for minutes when it is started.
         engine = make_engine(here.settings)
+        for model in models:
+            doorbell().collector(model)
         engine.start()
         worker = Worker(here.database, here.settings, engine, mine, doorbell())
     except EngineStartError as error:

@@ -13,7 +13,7 @@ import psycopg
 
 from models import pooling, postgres_session
 from tests import servers
-from tests.rabbitmq import programs
+from tests.debian import programs
 
 _INI = """\
 [databases]

@@ -5,15 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 
 from tests import servers
+from tests.debian import programs
 
-_SCRIPT = Path(__file__).parents[1] / "requirements" / "debian.sh"
 _CONFIG = """\
 listeners.tcp.default = {address}:{port}
 loopback_users = none
@@ -25,14 +23,6 @@ disk_free_limit.absolute = 1MB
 """
 # In the foreground of this process group: RabbitMQ would start one that stays, and listens on every address.
 _RUN = 'epmd -address 127.0.0.1 -port "$ERL_EPMD_PORT" & exec rabbitmq-server'
-
-
-def programs(name: str) -> Path:
-    """Return the folder of the programs of a Debian package. Raises ServerError, which says what to install."""
-    ran = subprocess.run(["sh", str(_SCRIPT), name], capture_output=True, text=True, check=False)
-    if ran.returncode:
-        raise servers.ServerError(ran.stderr.strip())
-    return Path(ran.stdout.splitlines()[-1])
 
 
 class RabbitMQ(servers.Server):

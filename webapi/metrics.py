@@ -19,11 +19,11 @@ from prometheus_client.registry import Collector
 REQUESTS = Counter("stoker_http_requests", "HTTP requests answered.", ["route", "method", "status"])
 SECONDS = Histogram(
     "stoker_http_request_seconds",
-    "Time to answer a HTTP request, waits included.",
+    "Time to answer, waits included; of a stream to its first event.",
     ["route", "method"],
     buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60),
 )
-DOORBELL_FAILURES = Counter("stoker_doorbell_failures", "Rings for the collector that the broker did not take.")
+DOORBELL_FAILURES = Counter("stoker_doorbell_failures", "Rings of the web server that the broker did not take.")
 
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 

@@ -16,9 +16,10 @@ from typing import TypeVar
 
 import sqlalchemy as sa
 import structlog
+from sqlalchemy.exc import DBAPIError
 
-from models import sweeps
-from models.db import Database, now
+from models import diagnosis, sweeps
+from models.db import Database
 from models.errors import DatabaseBusy, DatabaseUnavailable, NotFound
 from models.gate import Gate
 from models.silence import at_most
@@ -31,11 +32,11 @@ log = structlog.get_logger("stoker.web")
 EVERY = 1.0
 GOOD_FOR = 3.0
 """Seconds that a look holds: what one that hangs is worth."""
-SLACK = 5.0
-"""Seconds that the replica may be behind, beside the time between two sweeps."""
 PLACES, MOST_WAITING, PATIENCE = 24, 512, 2.0
 SILENCE = 10.0
 LOOK_FOR = 2.0
+_FAILS = (DatabaseUnavailable, DBAPIError)
+"""It is away, or cannot answer what the primary can: a table has not come there yet, or may not be read."""
 
 
 class Replica:
@@ -49,8 +50,9 @@ class Replica:
         self._clock = clock
         self._replica = Database(url, pool_size=PLACES, gate=gate, silence=SILENCE) if url else None
         self._looker = Database(url, pool_size=1, silence=LOOK_FOR) if url else None
-        self._most = settings.sweep_every + SLACK
+        self._most = settings.sweep_every + sweeps.MOST_LAG
         self._good_until = 0.0
+        self._why = ""
         self._pid = 0
         self._start_lock = threading.Lock()
         self._closed = threading.Event()
@@ -75,7 +77,7 @@ class Replica:
                     return work(tx)
             except DatabaseBusy:
                 raise
-            except DatabaseUnavailable:
+            except _FAILS:
                 self._good_until = 0.0
         with (primary or self.primary).reading() as tx:
             return work(tx)
@@ -91,7 +93,7 @@ class Replica:
         try:
             with database.reading() as tx:
                 found = read(tx)
-        except (NotFound, DatabaseUnavailable):
+        except (NotFound, *_FAILS):
             return None
         return (database, found) if ended(found) else None
 
@@ -103,8 +105,10 @@ class Replica:
             return self.primary, read(tx)
 
     def close(self) -> None:
-        """End the thread and the connections."""
+        """End the thread and the connections: first the thread, which has one of them."""
         self._closed.set()
+        if self._pid == os.getpid():
+            self._thread.join(LOOK_FOR * 2)
         for database in (self._replica, self._looker):
             if database is not None:
                 database.close()
@@ -113,7 +117,8 @@ class Replica:
         with self._start_lock:
             if self._pid != os.getpid():
                 self._good_until = 0.0
-                threading.Thread(target=self._run, name="replica", daemon=True).start()
+                self._thread = threading.Thread(target=self._run, name="replica", daemon=True)
+                self._thread.start()
                 self._pid = os.getpid()
 
     def _run(self) -> None:
@@ -122,7 +127,7 @@ class Replica:
             behind = self._behind()
             if (behind <= self._most) is not good:
                 good = behind <= self._most
-                log.info("replica is read" if good else "replica is not read", behind=round(behind, 1))
+                log.info("replica is read" if good else "replica is not read", behind=round(behind, 1), kind=self._why)
             if good:
                 self._good_until = time.monotonic() + GOOD_FOR
             self._closed.wait(EVERY)
@@ -135,10 +140,9 @@ class Replica:
                 with self._looker.reading() as tx:
                     last = sweeps.last(tx)
                 with self._clock.reading() as tx:
-                    clock = float(tx.execute(sa.select(now())).scalar_one())
-        except DatabaseUnavailable:
+                    clock = diagnosis.clock(tx)
+        except Exception as error:  # noqa: BLE001  # whatever it is must not end the thread
+            self._why = type(error.__cause__ or error).__name__
             return math.inf
-        except Exception as error:  # noqa: BLE001  # another schema, say: it must not end the thread
-            log.warning("replica cannot be looked at", kind=type(error).__name__)
-            return math.inf
-        return math.inf if last is None else clock - last
+        self._why = ""
+        return sweeps.lag(last, clock)

@@ -61,6 +61,9 @@ HOMES: dict[str, tuple[str, ...]] = {
 }
 """Every name of vLLM that is used here and where its versions keep it."""
 
+_told: dict[str, str] = {}
+"""What this process has set in its environment, for the newest engine in it."""
+
 
 def find(name: str) -> Any:
     """Import a name of `HOMES` from where the installed vLLM keeps it."""
@@ -81,12 +84,12 @@ class VllmEngine:
     """One vLLM engine, its processes, and the loop that feeds it."""
 
     def __init__(self, settings: Settings, model_path: str) -> None:
+        """Set what vLLM reads from the environment: to be called before other threads run."""
         self._settings = settings
         self._model_path = model_path
         self._runner = Runner("vllm-engine")
         self._stack = AsyncExitStack()
-        self._errors: Path | None = None
-        self._set: list[str] = []
+        self._errors = self._prepare()
         self._processes: list[multiprocessing.process.BaseProcess] = []
         self._client: Any = None
         self._calls: dict[str, Call] = {}
@@ -95,7 +98,7 @@ class VllmEngine:
 
     @property
     def slots(self) -> int:
-        """Return how many requests run at once: vLLM's `max_num_seqs` or the setting."""
+        """Return how many requests run at once: vLLM's `max_num_seqs`, of all ranks, or the setting."""
         return self._slots
 
     @property
@@ -111,7 +114,6 @@ class VllmEngine:
     def start(self) -> None:
         """Load the model; return when requests can be served, or raise `EngineStartError`."""
         vllm_args.check_model(self._model_path)
-        self._prepare()
         self._runner.start()
         try:
             self._runner.call(self._load(), self._settings.start_timeout)
@@ -145,27 +147,27 @@ class VllmEngine:
             if process.is_alive():
                 process.kill()
             process.join(CLOSE_WITHIN)
-        for name in self._set:
-            os.environ.pop(name, None)
-        self._set = []
 
-    def _prepare(self) -> None:
-        """Set vLLM's environment, before it is imported."""
+    def _prepare(self) -> Path:
+        """Set vLLM's environment, before it is imported; return the file that its errors go to.
+
+        It stays set: C libraries read the environment in any thread, and one that is changed meanwhile kills them.
+        """
         folder = Path(mkdtemp(prefix="stoker-vllm-"))
         # Not in `close`: vLLM's loggers keep the file until the interpreter ends.
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
-        self._errors = folder / "errors.log"
-        config = folder / "logging.json"
-        config.write_text(vllm_args.log_config(self._errors))
+        errors, config = folder / "errors.log", folder / "logging.json"
+        config.write_text(vllm_args.log_config(errors))
         free = vllm_args.available_memory()
         for name, value in vllm_args.environment(self._settings, self._model_path, config, free).items():
-            if name not in os.environ:
-                os.environ[name] = value
-                self._set.append(name)
+            # What the operator has set stays; what an engine before this one has set does not.
+            if os.environ.get(name) in {None, _told.get(name)}:
+                os.environ[name] = _told[name] = value
+        return errors
 
     def _log(self) -> str:
         """Return the errors that vLLM's processes logged."""
-        return self._errors.read_text(errors="replace") if self._errors and self._errors.exists() else ""
+        return self._errors.read_text(errors="replace") if self._errors.exists() else ""
 
     # Below: on the runner's loop.
 
@@ -183,7 +185,7 @@ class VllmEngine:
         self._calls = {path: call for path, call in bound.items() if call is not None}
         config = self._client.vllm_config
         length, tokenizer = config.model_config.max_model_len, config.model_config.tokenizer
-        self._slots = self._settings.engine_slots or config.scheduler_config.max_num_seqs
+        self._slots = self._settings.engine_slots or places(config)
         self._models = tuple(ServedModel(name, length, tokenizer) for name in args.served_model_name)
         self._watch_steps()
 
@@ -229,6 +231,12 @@ class VllmEngine:
             # Not left to the context: it kills at once, and the killed leave semaphores and shared memory behind.
             self._client.shutdown(timeout=CLOSE_WITHIN - 1)
         await self._stack.aclose()
+
+
+def places(config: Any) -> int:
+    """Return how many requests vLLM runs at once: its limit is that of each of its data-parallel ranks."""
+    most: int = config.scheduler_config.max_num_seqs * config.parallel_config.data_parallel_size
+    return most
 
 
 def _bind(endpoint: Endpoint, state: SimpleNamespace, *, by_lane: bool) -> Call | None:

@@ -220,4 +220,3 @@ def test_too_little_memory_is_one_line(tmp_path: Path, monkeypatch: pytest.Monke
     assert "\n" not in str(raised.value)
     assert len(str(raised.value)) < 1000
     assert not processes()
-    assert "VLLM_LOGGING_CONFIG_PATH" not in os.environ

@@ -6,6 +6,8 @@ import inspect
 import subprocess
 import sys
 import types
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -108,6 +110,37 @@ def test_settings_are_read_by_vllms_parser() -> None:
     assert (args.model, args.served_model_name) == ("folder", ["org/model"])
     assert (args.tensor_parallel_size, args.max_num_seqs, args.gpu_memory_utilization) == (2, 7, 0.5)
     assert args.enable_log_requests is False
+
+
+@marked
+@pytest.mark.parametrize(
+    ("flags", "tensor", "pipeline", "data", "backend"),
+    [
+        ("--pipeline-parallel-size 2", 4, 2, 1, None),
+        ("--data-parallel-size 8 --enable-expert-parallel", 4, 1, 8, None),
+        ("--distributed-executor-backend ray --tensor-parallel-size 8 --pipeline-parallel-size 2", 8, 2, 1, "ray"),
+    ],
+)
+def test_what_is_said_of_several_gpus_reaches_vllm(
+    flags: str, tensor: int, pipeline: int, data: int, backend: str | None
+) -> None:
+    """Each flag that the page about scaling names, beside STOKER_TENSOR_PARALLEL_SIZE=4."""
+    assert flags in (Path(__file__).parents[2] / "docs/scaling.md").read_text()
+    args = module.parse(Settings(tensor_parallel_size=4, engine_args=flags), "folder")
+    sizes = (args.tensor_parallel_size, args.pipeline_parallel_size, args.data_parallel_size)
+    assert (*sizes, args.distributed_executor_backend) == (tensor, pipeline, data, backend)
+
+
+@marked
+def test_every_rank_has_its_own_places() -> None:
+    """The limit of requests at once is that of one data-parallel rank; the engine has those of all."""
+    from vllm.config import ParallelConfig
+
+    assert {"data_parallel_size"} <= set(inspect.signature(ParallelConfig).parameters)
+    config = SimpleNamespace(scheduler_config=SimpleNamespace(max_num_seqs=7), parallel_config=ParallelConfig())
+    assert module.places(config) == 7
+    config.parallel_config.data_parallel_size = 3
+    assert module.places(config) == 21
 
 
 @marked

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -29,6 +30,24 @@ def test_readme_describes_every_benchmark() -> None:
     assert [name for name in entry.NAMES if f"## `{name}`" not in text] == []
 
 
+def test_every_command_of_the_readme_is_one_that_there_is(capsys: pytest.CaptureFixture[str]) -> None:
+    """Each `python -m benchmarks ...` names benchmarks, and options that they have: the runs themselves take hours."""
+    text = (ROOT / "benchmarks/README.md").read_text().replace("\\\n", " ")
+    calls = re.findall(r"^(?:sudo )?(?:\.venv/bin/)?python -m benchmarks ([^#\n]+)", text, flags=re.MULTILINE)
+    wrong = []
+    for call in calls:
+        names = [word for word in call.split("--")[0].split() if word in entry.NAMES]
+        assert names, call
+        for name in names:
+            with pytest.raises(SystemExit):
+                importlib.import_module(f"benchmarks.{name}").main(["--help"])
+            known = set(re.findall(r"--[a-z][a-z-]*", capsys.readouterr().out))
+            told = set(re.findall(r"--[a-z][a-z-]*", re.sub(r'".*?"', "", call)))
+            wrong += [f"{call}: {option}" for option in told - known]
+    assert wrong == []
+    assert len(calls) > 25
+
+
 def test_unknown_name_is_refused() -> None:
     """A name that is none ends with status 2 and lists those that there are."""
     ran = subprocess.run(
@@ -36,6 +55,16 @@ def test_unknown_name_is_refused() -> None:
     )
     assert ran.returncode == 2
     assert "overhead" in ran.stderr
+
+
+def test_what_a_benchmark_lacks_is_said_in_a_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Instead of a traceback; the status tells it too."""
+    monkeypatch.setenv("NO_PROXY", "")
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    assert entry.main(["machines"]) == 1
+    assert capsys.readouterr().err.startswith("machines: machines are played by network namespaces: run this as root")
 
 
 def test_same_seed_same_chats() -> None:

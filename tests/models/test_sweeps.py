@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 
 import pytest
@@ -60,3 +61,11 @@ def test_a_second_sweeper_is_sent_away(postgres_database: Database) -> None:
         assert sweeps.begin(tx, LEASE) is not None
         assert sweep(postgres_database) is None
     assert sweep(postgres_database) is not None
+
+
+@pytest.mark.parametrize(
+    ("known", "behind"), [(None, math.inf), (90.0, 10.0), (100.5, -0.5), (102.0, math.inf), (3700.0, math.inf)]
+)
+def test_how_far_a_replica_is_behind(known: float | None, behind: float) -> None:
+    """A sweep of the future is no sign of life: the clock was set back, or it is of another database."""
+    assert sweeps.lag(known, 100.0) == behind

@@ -75,3 +75,13 @@ def test_a_secret_that_cannot_sign_stops_the_start(bad: str) -> None:
 def test_a_blank_is_no_secret() -> None:
     """Spaces alone are a mistake, not the absence of a secret."""
     assert refused(webhook_secret="  ").startswith("STOKER_WEBHOOK_SECRET: ")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("database_read_url", "sqlite:///var/stoker.db"), ("broker_url", "redis://127.0.0.1"), ("broker_url", "rabbitmq")],
+)
+def test_a_replica_and_a_broker_are_of_one_kind(name: str, value: str) -> None:
+    """A file has no replica, and Redis has a setting of its own: the start stops, and the line names the variable."""
+    with pytest.raises(SettingsError, match=f"^STOKER_{name.upper()}: .*must be"):
+        load(**{name: value})

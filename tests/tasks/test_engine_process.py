@@ -65,7 +65,8 @@ def test_a_leftover_is_taken_over(database: Database, quick: Settings, other: en
     if how in {"frozen", "elsewhere"}:
         with database.transaction() as tx:
             tx.execute(sa.update(engines.table).values(seen_at=now() - 1))
-    mine = engine_process.take_over(database, quick)
+    mine, models = engine_process.take_over(database, quick)
+    assert models == set()
     with database.reading() as tx:
         found = engines.predecessor(tx, "engine")
     assert found == mine

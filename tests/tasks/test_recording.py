@@ -115,7 +115,7 @@ def test_what_is_measured_is_stored(database: Database, settings: Settings) -> N
     """At the end at the latest: in stretches of both widths the same jobs, tokens, waits, sizes and errors."""
     run(database, settings, job("one two"), job("a b c d"), job("[[reject]]"), ended=3)
     with database.reading() as tx:
-        stored = {width: samples.read(tx, width, 0) for width in samples.WIDTHS}
+        stored = {width: list(samples.read(tx, width, 0)) for width in samples.WIDTHS}
     for found in stored.values():
         added = total(sample.measures for sample in found if sample.model)
         assert added.ended == {"succeeded": 2, "failed": 1}

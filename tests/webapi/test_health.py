@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,6 +37,17 @@ def test_ready_without_redis(settings: Settings) -> None:
     answer = app.test_client().get("/readyz")
     assert (answer.status_code, answer.json["status"], answer.json["redis"]) == (200, "degraded", "unreachable")
     app.extensions[EXTENSION].close()
+
+
+def test_ready_without_rabbitmq(settings: Settings) -> None:
+    """The same where it is the broker; where Redis is, there is no such part."""
+    with socket.create_server(("127.0.0.1", 0)) as there:
+        for port, says in ((there.getsockname()[1], "ok"), (servers.free_port(), "unreachable")):
+            app = create_app(settings.model_copy(update={"broker_url": f"amqp://guest@127.0.0.1:{port}//"}))
+            answer = app.test_client().get("/readyz")
+            assert (answer.status_code, answer.json["broker"]) == (200, says)
+            assert says == "ok" or answer.json["status"] == "degraded"
+            app.extensions[EXTENSION].close()
 
 
 def test_not_ready_without_the_schema(client: FlaskClient, database: Database) -> None:

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 
 import pytest
+import sqlalchemy as sa
 from flask import Flask
 from flask.testing import FlaskClient
 
@@ -36,7 +37,7 @@ def replica(postgres_server: servers.Postgres) -> Iterator[Standby]:
 def app(settings: Settings, replica: Standby, monkeypatch: pytest.MonkeyPatch) -> Iterator[Flask]:
     """Return an application with a replica, which looks at it often."""
     monkeypatch.setattr("webapi.replica.EVERY", 0.05)
-    monkeypatch.setattr("webapi.replica.SLACK", 1000.0)
+    monkeypatch.setattr(sweeps, "MOST_LAG", 1000.0)
     made = create_app(settings.model_copy(update={"database_read_url": replica.url("stoker")}))
     yield made
     made.extensions[EXTENSION].close()
@@ -129,6 +130,29 @@ def test_without_a_sweeper_nobody_knows_how_old_it_is(client: FlaskClient, conte
     context.lists._most = 5.0
     until(lambda: not reads_the_replica(context), 60)
     assert job_id in listed(client)
+
+
+@pytest.mark.usefixtures("swept")
+def test_what_has_not_come_there_yet_is_read_from_the_primary(
+    context: Context, database: Database, replica: Standby
+) -> None:
+    """After an upgrade of the schema, say: a query that only the primary can answer is no error."""
+    until(lambda: reads_the_replica(context), 60)
+    replica.pause()
+    try:
+        with database.transaction() as tx:
+            tx.exec_driver_sql("CREATE TABLE newer (n int)")
+
+        def count(tx: sa.Connection) -> int:
+            return int(tx.exec_driver_sql("SELECT count(*) FROM newer").scalar_one())
+
+        assert context.lists.read(count) == 0
+        until(lambda: reads_the_replica(context), 60)
+        assert context.lists.of_ended(count, lambda _: True) == (context.database, 0)
+    finally:
+        replica.resume()
+        with database.transaction() as tx:
+            tx.exec_driver_sql("DROP TABLE IF EXISTS newer")
 
 
 @pytest.mark.usefixtures("swept")
