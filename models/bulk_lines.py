@@ -184,7 +184,8 @@ def relane_slice(tx: sa.Connection, bulk_id: str, lane: str, behind: int, limit:
 
 def failed_jobs(tx: sa.Connection, bulk_id: str, behind: int, limit: int) -> Sequence[AnyRow]:
     """Return jobs that ended without success, behind a line number, with their bodies."""
-    states = one_of(_job.state, JOB.final - {"succeeded"})
+    # Told by what they are not: else PostgreSQL may read the index of all jobs that did not succeed, whoever's.
+    states = sa.not_(one_of(_job.state, JOB.states - jobs.UNSUCCESSFUL))
     chosen = (
         sa.select(_job.line_no, _job.custom_id, _job.model, _job.endpoint, _body.body, _body.columns)
         .join(jobs.bodies, _body.job_id == _job.id)

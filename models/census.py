@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import sqlalchemy as sa
 
-from models import batches, deliveries, engines, jobs, loads, sweeps
+from models import batches, bulks, deliveries, engines, jobs, loads, sweeps
 from models.db import literal, micros, now
 from models.engines import Live
 from models.loads import Running
@@ -56,10 +56,13 @@ class Census:
 
     @property
     def ages(self) -> list[tuple[str, str, float]]:
-        """Return the seconds since the oldest queued job of each (model, lane) was submitted."""
+        """Return the seconds since the oldest queued job of each (model, lane) was submitted.
+
+        Who is paused waits for a person, not for an engine: alerts, and what adds engines, go by these ages.
+        """
         oldest: dict[tuple[str, str], float] = {}
         for one in self.open:
-            if one.age is not None:
+            if one.age is not None and one.lane != bulks.PAUSED:
                 oldest[one.model, one.lane] = max(one.age, oldest.get((one.model, one.lane), 0.0))
         return [(*kind, age) for kind, age in sorted(oldest.items())]
 

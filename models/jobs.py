@@ -79,6 +79,14 @@ _partial(
     where="expires_at IS NOT NULL AND state IN ('batched', 'delayed', 'queued', 'running')",
 )
 sa.Index("jobs_owner", table.c.owner, table.c.id)
+# Of the states that a list is asked for, these are seldom among what came last. Only a job that gets there pays for it.
+_partial(
+    "jobs_unsuccessful",
+    table.c.owner,
+    table.c.state,
+    table.c.id,
+    where="state IN ('cancelled', 'expired', 'failed')",
+)
 _OF_BULK = sa.text("bulk_id IS NOT NULL")
 sa.Index(
     "jobs_bulk",
@@ -92,6 +100,7 @@ sa.Index(
 # SQLite takes a partial index only where the index's own condition stands in the query, word for word.
 OPEN = one_of(table.c.state, JOB.open)
 IN_BATCH = one_of(table.c.state, ("batched", "running"))
+UNSUCCESSFUL = JOB.final - {"succeeded"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,15 +9,13 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 
 from models import batches, engines, jobs, results
-from models.db import AnyRow, literal, now
+from models.db import AnyRow, literal, now, one_of
 
 MOST_BATCHES = 50
 REMEMBERED = 3600.0
 """Seconds for which an engine that has gone is still shown."""
 
-RECENT = 2_000
 MOST_FAILURES = 8
-"""Of an owner's newest jobs, how many are looked at for failures, and how many failures are shown."""
 
 _engine, _batch = engines.table.c, batches.table.c
 _job, _result = jobs.table.c, results.table.c
@@ -63,16 +61,10 @@ def _batches(tx: sa.Connection, running: sa.ColumnElement[bool]) -> Sequence[Any
 
 
 def failures(tx: sa.Connection, owner: str) -> Sequence[AnyRow]:
-    """Return the newest of an owner's jobs that failed, among those that came last, with the error of each."""
-    told = (_job.id, _job.model, _job.state, _job.finished_at)
-    # Cut off first: an owner with a million jobs and no failure is not searched to the end. By a range of one owner:
-    # where the owner is a constant, PostgreSQL may go by the ids of everybody's jobs instead.
-    mine = sa.and_(_job.owner >= owner, _job.owner <= owner)
-    newest = (_job.owner.desc(), _job.id.desc())
-    recent = sa.select(*told).where(mine).order_by(*newest).limit(RECENT).subquery()
-    failed = (
-        sa.select(recent.c.id, recent.c.model, recent.c.finished_at, _result.error_code, _result.error_message)
-        .select_from(recent.outerjoin(results.table, _result.job_id == recent.c.id))
-        .where(recent.c.state == literal("failed"))
-    )
-    return tx.execute(failed.order_by(recent.c.id.desc()).limit(MOST_FAILURES)).all()
+    """Return the newest of an owner's jobs that failed, with the error of each."""
+    failed = (_job.owner == owner, _job.state == literal("failed"), one_of(_job.state, jobs.UNSUCCESSFUL))
+    ids = sa.select(_job.id, _job.finished_at).where(*failed).order_by(_job.id.desc()).limit(MOST_FAILURES)
+    newest = ids.subquery()
+    source = newest.outerjoin(results.table, _result.job_id == newest.c.id)
+    told = sa.select(newest, _result.error_code, _result.error_message).select_from(source)
+    return tx.execute(told.order_by(newest.c.id.desc())).all()

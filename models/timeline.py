@@ -16,7 +16,7 @@ from models.errors import NotFound
 MOST_MATES = 50
 NEAR = 500
 """How many of an owner's jobs before and after this one it is looked among for those of its batch."""
-MOST_DELIVERIES = 20
+MOST_DELIVERIES = MOST_ATTEMPTS = 20
 
 _job, _batch = jobs.table.c, batches.table.c
 
@@ -64,11 +64,13 @@ def _batch_of(tx: sa.Connection, batch_id: str) -> AnyRow | None:
 
 
 def _past(tx: sa.Connection, job_id: str) -> Sequence[AnyRow]:
-    """Return the attempts that came to nothing, each with what is still known of its batch."""
+    """Return the last attempts that came to nothing, in their order, each with what is still known of its batch."""
     past = past_attempts.table
     source = past.outerjoin(batches.table, _batch.id == past.c.batch_id)
-    chosen = sa.select(*past.c, _batch.engine_id, _batch.size, _batch.reason).select_from(source)
-    return tx.execute(chosen.where(past.c.job_id == job_id).order_by(past.c.attempt)).all()
+    known = (_batch.created_at.label("batched_at"), _batch.engine_id, _batch.size, _batch.reason)
+    chosen = sa.select(*past.c, *known).select_from(source).where(past.c.job_id == job_id)
+    # One that an upstream puts off for days has thousands.
+    return tx.execute(chosen.order_by(past.c.attempt.desc()).limit(MOST_ATTEMPTS)).all()[::-1]
 
 
 def _mates(tx: sa.Connection, row: AnyRow) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from models import jobs, results
-from models.db import AnyRow, among, literal
+from models.db import AnyRow, among, literal, one_of
 from models.errors import NotFound
 from models.tags import tagged
 
@@ -71,8 +71,20 @@ def find(tx: sa.Connection, owner: str, job_id: str) -> AnyRow | None:
 
 
 def body(tx: sa.Connection, job_id: str) -> str:
-    """Return what a job asks its engine for."""
-    return str(tx.execute(sa.select(_body.body).where(_body.job_id == job_id)).scalar_one())
+    """Return what a job asks its engine for. Raises NotFound."""
+    found: str | None = tx.execute(sa.select(_body.body).where(_body.job_id == job_id)).scalar_one_or_none()
+    if found is None:
+        raise NotFound("job", job_id)
+    return found
+
+
+def sent(tx: sa.Connection, owner: str, job_id: str) -> AnyRow:
+    """Return what a job was submitted with: its row and what lies beside it. Raises NotFound."""
+    chosen = sa.select(jobs.table, jobs.bodies).join(jobs.bodies, _body.job_id == _job.id)
+    row = tx.execute(chosen.where(_job.id == job_id, _job.owner == owner)).one_or_none()
+    if row is None:
+        raise NotFound("job", job_id)
+    return row
 
 
 def page(
@@ -92,6 +104,8 @@ def page(
     ):
         if wanted is not None:
             chosen = chosen.where(column == wanted)
+    if filters.state in jobs.UNSUCCESSFUL and filters.bulk_id is None:
+        chosen = chosen.where(one_of(_job.state, jobs.UNSUCCESSFUL))  # the index's own condition
     if filters.begins is not None:
         chosen = chosen.where(_job.id >= filters.begins, _job.id < f"{filters.begins}g")  # behind every hex digit
     if filters.metadata:

@@ -39,6 +39,7 @@ from webapi import (
     openapi,
     overview,
     responses,
+    static_files,
     timeline,
     tracing,
     usage,
@@ -113,6 +114,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     metrics.install(app)
     tracing.install(app)
     app.after_request(_stamp)
+    static_files.install(app)
     headers.install(app, settings)
     app.after_request(limits.stamp)
     failures.install(app)

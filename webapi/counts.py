@@ -14,7 +14,7 @@ from models.db import Database
 from models.errors import DatabaseUnavailable
 from models.overview import Now, look
 from stoker.settings import Settings
-from webapi.history import NARROW, WINDOWS, History, Lately, Past
+from webapi.history import WINDOWS, History, Lately, Past, lately
 from webapi.replica import Replica
 
 T = TypeVar("T")
@@ -72,7 +72,7 @@ class Counts:
         self.census: Kept[Census] = Kept(database, lambda tx: take(tx, settings.engine_gone_after), replica=replica)
         self.now: Kept[Now] = Kept(database, look, keep=1.0)
         histories = {width: History(width) for width in set(WINDOWS.values())}
-        self.lately: Kept[Lately] = Kept(database, histories[NARROW].lately)
+        self.lately: Kept[Lately] = Kept(database, lately)
         self.past = {minutes: self._past(database, histories[width], minutes) for minutes, width in WINDOWS.items()}
 
     @staticmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from http import HTTPStatus
 
 from flask import Blueprint, Response, make_response, redirect, request
@@ -17,6 +18,9 @@ pages = Blueprint("dashboard", __name__, url_prefix="/dashboard")
 LARGEST_FORM = 16_384
 FORM_WITHIN = 30.0
 """Seconds that a form may take to come: anybody may send one, and keeps a thread for so long."""
+
+_PAGE = re.compile(r"/dashboard([/?][!-~]*)?")
+"""Where a login may lead: to a page of the console, as an address has it."""
 
 _WRONG_KEY = "This key is not valid: it is wrong, or it was revoked, or it has expired."
 _TOO_MANY = "Too many wrong keys came from your address. Wait a minute, then try again."
@@ -37,16 +41,18 @@ def show() -> Response:
 def login() -> Response:
     """Log in with an API key. Whatever is wrong with it, the answer is the same."""
     _read_form()
-    sessions = here().sessions
+    sessions, to = here().sessions, request.form.get("to", "")
+    to = to if _PAGE.fullmatch(to) else door.HOME
     if not sessions.is_login_form(request):
-        return door.login_form(_STALE_FORM, HTTPStatus.FORBIDDEN)
+        return door.login_form(_STALE_FORM, HTTPStatus.FORBIDDEN, to)
     if not sessions.may_try(request):
-        return _refused()
+        return _refused(to)
     # Looked up by its hash whatever it looks like: a text that cannot be a key takes as long as a wrong one.
     caller = here().keys.of_secret(request.form.get("key", "").strip())
     if caller is None:
-        return door.login_form(_WRONG_KEY, HTTPStatus.UNAUTHORIZED) if sessions.failed(request) else _refused()
-    answer = _to_dashboard()
+        is_let = sessions.failed(request)
+        return door.login_form(_WRONG_KEY, HTTPStatus.UNAUTHORIZED, to) if is_let else _refused(to)
+    answer = make_response(redirect(to, HTTPStatus.SEE_OTHER))
     sessions.begin(request, answer, caller)
     return answer
 
@@ -56,8 +62,8 @@ def _read_form() -> None:
     json_body.whole(request, LARGEST_FORM, FORM_WITHIN, cache=True)
 
 
-def _refused() -> Response:
-    answer = door.login_form(_TOO_MANY, HTTPStatus.TOO_MANY_REQUESTS)
+def _refused(to: str) -> Response:
+    answer = door.login_form(_TOO_MANY, HTTPStatus.TOO_MANY_REQUESTS, to)
     answer.headers["Retry-After"] = "60"
     return answer
 

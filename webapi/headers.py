@@ -11,6 +11,7 @@ from flask_cors import CORS
 
 from stoker.setting_types import listed
 from stoker.settings import Settings
+from webapi import static_files
 
 EXPOSED = (
     "Location",
@@ -75,7 +76,7 @@ def _protect(response: Response) -> Response:
         response.headers.setdefault(name, value)
     docs = request.path.startswith("/docs/")
     response.headers.setdefault("Content-Security-Policy", _docs(response) if docs else _NOTHING)
-    if not docs and request.endpoint != "static":
+    if not docs and request.endpoint != static_files.ENDPOINT:
         # What owners store: no cache between is to keep it. Streams say so themselves.
         response.headers.setdefault("Cache-Control", "no-store")
     return response

@@ -60,6 +60,7 @@ def new_app(name: str, version: str) -> OpenAPI:
         security_schemes={"key": {"type": "http", "scheme": "bearer", "description": "sk-stoker-..."}},
         validation_error_model=ProblemDocument,
         validation_error_callback=render_invalid,
+        static_folder=None,
     )
     app.openapi_version = "3.1.0"
     for model in BODIES:

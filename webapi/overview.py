@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from flask import Response, g
@@ -28,8 +28,10 @@ from webapi.history import Lately, Past
 from webapi.openapi import problems
 from webapi.overview_schemas import Overview, OverviewQuery
 
-MOST_OWNERS = 20
+MOST_OWNERS = MOST_ERRORS = 20
 _STATES = ("queued", "delayed", "batched", "running")
+_TIMES = ("wait", "latency")
+_PERCENTILES = {"p50": 0.5, "p95": 0.95}
 
 api = APIBlueprint(
     "overview",
@@ -128,42 +130,39 @@ def _batch(row: AnyRow) -> dict[str, Any]:
 
 def _measured(past: Past, lately: Lately) -> dict[str, Any]:
     """Return what was measured in the window, and lately."""
-    whole, recent = total(past.points), total(lately.engines.values())
+    whole = past.whole
     return {
-        "rates": {name: value(recent, lately.seconds) for name, value in _RATES.items()},
+        "rates": _rates(total(lately.engines.values()), lately.seconds),
         "series": _series(past),
         "sizes": [{"jobs": jobs, "batches": count} for jobs, count in sorted(whole.sizes.items())],
         "padding": round(whole.padding / whole.batches, 3) if whole.batches else None,
-        "errors": [{"code": code, "jobs": count} for code, count in whole.errors.most_common(MOST_OWNERS)],
+        "errors": [{"code": code, "jobs": count} for code, count in whole.errors.most_common(MOST_ERRORS)],
     }
 
 
-def _jobs(measures: Measures) -> int:
-    return sum(count for state, count in measures.ended.items() if state != "delayed")
-
-
-def _per_second(counted: Callable[[Measures], int]) -> Callable[[Measures, float], float]:
-    return lambda measures, seconds: round(counted(measures) / seconds, 6)
-
-
-_RATES = {
-    "jobs": _per_second(_jobs),
-    "failed": _per_second(lambda measures: measures.ended["failed"]),
-    "prompt_tokens": _per_second(lambda measures: measures.tokens["prompt"]),
-    "completion_tokens": _per_second(lambda measures: measures.tokens["completion"]),
-}
+def _rates(measures: Measures, seconds: float) -> dict[str, Any]:
+    """Return what was done a second, how long jobs took, and how busy engines were."""
+    ended = sum(count for state, count in measures.ended.items() if state != "delayed")
+    counted = {
+        "jobs": ended,
+        "failed": measures.ended["failed"],
+        "prompt_tokens": measures.tokens["prompt"],
+        "completion_tokens": measures.tokens["completion"],
+    }
+    told: dict[str, Any] = {name: round(count / seconds, 6) for name, count in counted.items()}
+    for name in _TIMES:
+        steps = getattr(measures, name)
+        told[name] = {key: _rounded(quantile(steps, share)) for key, share in _PERCENTILES.items()}
+    return told | {"busy": _share(measures)}
 
 
 def _series(past: Past) -> dict[str, Any]:
-    points = past.points
+    """Return the same of each point."""
+    lasted = [past.step] * (len(past.points) - 1) + [past.newest]
+    points = [_rates(point, seconds) for point, seconds in zip(past.points, lasted, strict=True)]
     told: dict[str, Any] = {"step": past.step, "at": [past.start + n * past.step for n in range(len(points))]}
-    told |= {name: [value(point, past.step) for point in points] for name, value in _RATES.items()}
-    for name in ("wait", "latency"):
-        told[name] = {
-            f"p{percent}": [_rounded(quantile(getattr(point, name), percent / 100)) for point in points]
-            for percent in (50, 95)
-        }
-    return told | {"busy": [_share(point) for point in points]}
+    told |= {name: [point[name] for point in points] for name in points[0]}
+    return told | {name: {key: [each[key] for each in told[name]] for key in _PERCENTILES} for name in _TIMES}
 
 
 def _rounded(seconds: float | None) -> float | None:

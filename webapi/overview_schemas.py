@@ -81,14 +81,24 @@ class BatchRow(BaseModel):
 
 
 class Percentiles(BaseModel):
-    """Seconds, a value for each point; null where nothing was measured."""
+    """Seconds; null where nothing was measured."""
+
+    p50: float | None
+    p95: float | None
+
+
+class PercentilesOfPoints(BaseModel):
+    """The same of each point."""
 
     p50: list[float | None]
     p95: list[float | None]
 
 
 class Series(BaseModel):
-    """Points of `step` seconds; jobs and tokens are per second, `busy` is a share."""
+    """Points of `step` seconds; jobs and tokens are per second, `busy` is a share.
+
+    The present stretch is the last point once it has lasted a minute; its rates are over the time that it has lasted.
+    """
 
     step: int
     at: list[int]
@@ -96,8 +106,8 @@ class Series(BaseModel):
     failed: list[float]
     prompt_tokens: list[float]
     completion_tokens: list[float]
-    wait: Percentiles
-    latency: Percentiles
+    wait: PercentilesOfPoints
+    latency: PercentilesOfPoints
     busy: list[float | None]
 
 
@@ -109,19 +119,22 @@ class Size(BaseModel):
 
 
 class ErrorRow(BaseModel):
-    """How many jobs failed with a code."""
+    """How many jobs failed in engines with a code; what ends without one (`expired`, `poison`) is not among them."""
 
     code: str
     jobs: int
 
 
 class Rates(BaseModel):
-    """What was done a second, over the last minute."""
+    """What was done over the last minute: jobs and tokens a second, `busy` is a share."""
 
     jobs: float
     failed: float
     prompt_tokens: float
     completion_tokens: float
+    wait: Percentiles
+    latency: Percentiles
+    busy: float | None
 
 
 class Overview(BaseModel):

@@ -39,7 +39,8 @@ def _in_line(found: Timeline) -> str:
     ahead = f" {_ahead(line.ahead)}" if line.ahead else ""
     if line.running >= slots:
         names = ", ".join(engine.id for engine in line.live[:5])
-        return f"All {slots} places for {job.model} are taken (engine {names}).{ahead} Owners take turns in a lane."
+        taken = f"All {slots} places for {job.model} are" if slots > 1 else f"The only place for {job.model} is"
+        return f"{taken} taken (engine {names}).{ahead} Owners take turns in a lane."
     return f"An engine has room ({line.running} of {slots} places are taken): it waits for company in a batch.{ahead}"
 
 

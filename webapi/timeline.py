@@ -32,7 +32,10 @@ api.before_request(access.admit)
 
 
 class Step(BaseModel):
-    """Something that happened to a job: submitted, batched, started, its end, told. `seconds` since the step before."""
+    """Something that happened to a job: submitted, batched, started, how an attempt or it ended, told.
+
+    `seconds`: since the step before.
+    """
 
     name: str
     at: float
@@ -56,7 +59,10 @@ class Attempt(BaseModel):
 
 
 class JobTimeline(BaseModel):
-    """A job's way so far. `waiting` says in words what it waits for; `mates` are jobs of yours in its batch."""
+    """A job's way so far. `waiting` says in words what it waits for; `attempts` are the last ones.
+
+    `mates` are jobs of yours in its batch, of those that were submitted shortly before and after it.
+    """
 
     object: str
     id: str
@@ -96,6 +102,9 @@ def document(found: Timeline) -> dict[str, Any]:
 def _steps(found: Timeline) -> list[dict[str, Any]]:
     job, batch = found.job, found.batch
     happened = [("submitted", job.created_at)]
+    for past in found.past:
+        began = (("batched", past.batched_at), ("started", past.started_at))
+        happened += [(name, at) for name, at in (*began, (past.outcome, past.ended_at)) if at is not None]
     if batch is not None:
         happened.append(("batched", batch.created_at))
     if job.started_at is not None and job.state in JOB.final | {"running"}:

@@ -172,7 +172,8 @@ class Service:
             hook = client.webhook_endpoints.create(f"{self.hooks.url}/{'long/' * 20}", events, name="hook")
             done = client.submit(prompt=f"Say hi to {odd}", metadata={"team": odd, "empty": ""})
             failed = client.submit(prompt=f"[[reject]] {odd}", metadata={"nightly": "yes"})
-            bulk = client.bulk([f"one {odd}", "[[reject]] two", "three"], metadata={"team": odd})
+            texts = (f"one {odd}", f"[[reject]] two {odd}", "three")
+            bulk = client.bulk([{"prompt": text, "custom_id": text} for text in texts], metadata={"team": odd})
             for job in (done, failed):
                 client.wait(job.id, 120)
             client.wait_bulk(bulk.id, 120)

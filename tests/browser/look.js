@@ -38,9 +38,12 @@ window.look = {
     return look.all().filter(can).map((one) => ({ index: look.all().indexOf(one), what: look.text(one) }));
   },
 
-  /** Return what makes the page scroll sideways. */
+  /** Return what makes the page scroll sideways, and the tables that do so although their rows are cards by now. */
   wide() {
-    if (document.documentElement.scrollWidth <= innerWidth) return [];
+    if (document.documentElement.scrollWidth <= innerWidth) {
+      const cards = [...document.querySelectorAll(".scroll:has(> table.stack)")];
+      return cards.filter((one) => one.scrollWidth > one.clientWidth + 1).map(look.text);
+    }
     const parts = [...document.querySelectorAll("main *, header *")];
     return parts.filter((one) => one.getBoundingClientRect().right > innerWidth + 1).map(look.text);
   },

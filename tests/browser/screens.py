@@ -1,30 +1,28 @@
-"""The pictures of the console in the documents: `make screens`, which runs a service under load and looks at its pages.
+"""The pictures of the console in the documents: `make screens`, an hour of work for a service, and a look at its pages.
 
-The hour before, in the overview's charts, was not waited for: what the engine measured in some seconds of load stands
-for it, more or less of it from one stretch to the next.
+What the charts show is what the engine, a fake one, measured in that time; ARGS="--minutes 5" is enough to see how a
+page looks.
 """
 
 from __future__ import annotations
 
+import argparse
 import math
 import random
-import sys
 import tempfile
+import time
 from pathlib import Path
 
 from playwright.sync_api import Page, expect
 
-from models import samples
-from models.db import Database
-from models.engines import Incarnation
-from models.measures import Measures, total
-from stoker.settings import load
+from stoker.client import Client
+from stoker.progress import working
 from tests.browser.console import PHONE, ROOT, WIDE, Service, Window, chromium, service
 from tests.tasks.inprocess import until
 
 FOLDER = ROOT / "docs/images"
-WIDTH, STRETCHES = 10, 360
-"""Seconds of a stretch, and how many of them an hour has."""
+TOKEN_MS = 40
+"""Time of a token: with the fake engine's 16 slots about 10 jobs a second."""
 ENOUGH = 120
 """Lines that are to have ended before one looks."""
 TASKS = ("Summarise the report", "Label the ticket", "Translate the notice", "Answer the customer", "Title the article")
@@ -33,22 +31,29 @@ REPLY = (
 )
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, minutes: float) -> None:
     """Write the pictures into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as place, service(Path(place) / "var", 40) as stoker, chromium() as browser:
-        ids = under_load(stoker)
-        remember(stoker)
-        with stoker.client(stoker.ada) as ada:
-            for n in range(90):
-                ada.submit(prompt=REPLY, lane="standard" if n % 3 else "realtime")
+    with (
+        tempfile.TemporaryDirectory() as place,
+        service(Path(place) / "var", TOKEN_MS) as stoker,
+        chromium() as browser,
+    ):
+        with (
+            stoker.client(stoker.ada) as ada,
+            stoker.client(stoker.bob) as bob,
+            working(f"{minutes:g} minutes of load"),
+        ):
+            hand_in(ada, bob, minutes)
+        with working("the last of it"):
+            ids = end_of_load(stoker)
         window = Window(browser, stoker.url)
         window.log_in(stoker.ada)
         look(window, ids, folder)
         window.close()
-        for secret, bulk in ((stoker.bob, ids["filling"]), (stoker.ada, ids["bulk"])):
+        for secret, name in ((stoker.bob, "filling"), (stoker.ada, "bulk")):
             with stoker.client(secret) as client:
-                client.cancel_bulk(bulk)
+                client.cancel_bulk(ids[name])
 
 
 def look(window: Window, ids: dict[str, str], folder: Path) -> None:
@@ -78,20 +83,36 @@ def shoot(page: Page, file: Path) -> None:
     page.screenshot(path=file)
 
 
-def under_load(stoker: Service) -> dict[str, str]:
-    """Let two owners hand in work of all kinds, and wait until enough of it has ended."""
+def hand_in(ada: Client, bob: Client, minutes: float) -> None:
+    """Hand in work for some minutes: ada's support desk, busier at times, and now and then a bulk of bob's."""
     chance = random.Random(1)
+    began = time.monotonic()
+    bulks = iter((0.1, 0.35, 0.7, 2.0))
+    due = next(bulks)
+    while (far := (time.monotonic() - began) / (60 * minutes)) < 1:
+        if far >= due:
+            bob.bulk([task(chance) for _ in range(int(60 * minutes))], metadata={"run": "hourly"})
+            due = next(bulks)
+        for n in range(chance.randint(0, round(4 + 3 * math.sin(12 * far)))):
+            prompt = task(chance) if chance.random() > 1 / 250 else f"[[reject]] {task(chance)}"
+            ada.submit(prompt=prompt, lane="realtime" if n % 3 == 0 else "standard", metadata={"team": "support"})
+        time.sleep(1)
+
+
+def end_of_load(stoker: Service) -> dict[str, str]:
+    """Let bob fill the queue, ada hand in work of all kinds, and wait until enough of it has ended; return the ids."""
+    chance = random.Random(2)
     with stoker.client(stoker.ada) as ada, stoker.client(stoker.bob) as bob:
         ada.webhook_endpoints.create(f"{stoker.hooks.url}/tickets", ["job.failed"], name="tickets")
         filling = bob.bulk([task(chance) for _ in range(20_000)], metadata={"run": "nightly"})
         lines = [task(chance) for _ in range(4 * ENOUGH)]
         bulk = ada.bulk([f"[[reject]] {line}" if n % 37 == 5 else line for n, line in enumerate(lines)])
-        for n in range(ENOUGH // 2):
-            ada.submit(prompt=task(chance), lane="standard" if n % 3 else "realtime", metadata={"team": "support"})
         failed = ada.submit(prompt=f"[[reject]] {task(chance)}", metadata={"team": "support", "ticket": "4711"})
         ada.wait(failed.id, 300)
         until(lambda: ada.get_bulk(bulk.id).counts.done > ENOUGH, 300)
         until(lambda: ada.deliveries.list(job_id=failed.id)[0].state == "delivered", 300)
+        for n in range(90):
+            ada.submit(prompt=task(chance), lane="standard" if n % 3 else "realtime", metadata={"team": "support"})
     return {"bulk": bulk.id, "filling": filling.id, "failed": failed.id}
 
 
@@ -100,37 +121,9 @@ def task(chance: random.Random) -> str:
     return f"{chance.choice(TASKS)} {' '.join(['word'] * chance.randint(8, 60))}"
 
 
-def remember(stoker: Service) -> None:
-    """Write down an hour that is like what the engine measured just now."""
-    chance = random.Random(2)
-    database = Database(load(data=stoker.up.data).database)
-    with database.transaction() as tx:
-        known = samples.read(tx, WIDTH, 0)
-        # But for the present stretch, which the engine still writes, all of it is written down.
-        first = samples.start(WIDTH, samples.clock(tx))
-        tx.execute(samples.table.delete().where(samples.table.c.at < first))
-        kinds = {(one.model, one.lane) for one in known}
-        like = {kind: total(one.measures for one in known if (one.model, one.lane) == kind) for kind in kinds}
-        share = WIDTH / like["", ""].open
-        before = Incarnation(known[0].engine, "earlier", "fake", "", 0, 0, "")
-        for ago in range(1, STRETCHES):
-            busy = 0.75 + 0.2 * math.sin(ago / 40) + chance.uniform(-0.05, 0.05)
-            then = {kind: changed(one, share, busy) for kind, one in like.items()}
-            samples.write(tx, before, WIDTH, first - ago * WIDTH, then)
-    database.close()
-
-
-def changed(measures: Measures, share: float, busy: float) -> Measures:
-    """Return a share of what was measured, of an engine that is less busy, and for whom one waits shorter."""
-    made = Measures(open=measures.open * share, busy=measures.busy * share * busy)
-    sooner = round(8 * (busy - 1))
-    for name in ("ended", "errors", "tokens", "sizes"):
-        getattr(made, name).update({key: round(n * share * busy) for key, n in getattr(measures, name).items()})
-    for name in ("wait", "latency", "first"):
-        getattr(made, name).update({key + sooner: n for key, n in getattr(measures, name).items()})
-    made.batches, made.padding = sum(made.sizes.values()), measures.padding * share * busy
-    return made
-
-
 if __name__ == "__main__":
-    main(Path(sys.argv[1]) if len(sys.argv) > 1 else FOLDER)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, nargs="?", default=FOLDER)
+    parser.add_argument("--minutes", type=float, default=60)
+    chosen = parser.parse_args()
+    main(chosen.folder, chosen.minutes)

@@ -8,7 +8,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Page, StorageState, expect
 
 from tests.browser.console import Service, Window
 from tests.tasks.inprocess import until
@@ -93,6 +93,48 @@ def test_overview_outlives_the_web_server(stoker: Service, window: Window) -> No
     window.wrong[:] = [told for told in window.wrong if not CUT_OFF.search(told)]
 
 
+def test_overview_without_a_stream(window: Window) -> None:
+    """That nothing has come yet is said; where a stream is refused, what it tells is asked for instead."""
+    page = window.page
+    page.clock.install()
+    page.route("**/dashboard/live*", lambda _: None)
+    window.open("/dashboard")
+    page.clock.fast_forward(20_000)
+    expect(page.locator("#link")).to_have_text("no answer yet")
+    page.unroute("**/dashboard/live*")
+    page.route("**/dashboard/live*", lambda asked: asked.fulfill(status=503))
+    window.open("/dashboard", "#link.live")
+    expect(page.locator("#engines")).to_contain_text("live")
+    window.wrong[:] = [told for told in window.wrong if not CUT_OFF.search(told)]
+
+
+def test_login_that_has_ended(stoker: Service, browser: Browser, login: StorageState) -> None:
+    """What one does then says so, and keeps what was typed; the overview leads to the door by itself."""
+    window = Window(browser, stoker.url, login)
+    page = window.open("/dashboard/try")
+    page.get_by_label("Prompt").fill(WORDS)
+    window.context.clear_cookies()
+    page.get_by_role("button", name="Stream").click()
+    expect(page.locator("#answer")).to_contain_text("Your login has ended")
+    expect(page.get_by_label("Prompt")).to_have_value(WORDS)
+    window.context.add_cookies(login["cookies"])
+    page.clock.install()
+    window.open("/dashboard", "#link.live")
+    window.context.clear_cookies()
+    page.locator('input[name="minutes"][value="15"]').check(force=True)
+    expect(page.get_by_label("API key")).to_be_visible()
+    window.close()
+
+
+def test_link_of_another_site(stoker: Service, window: Window) -> None:
+    """Who is logged in and follows a link in an alert sees its page, not the door."""
+    window.page.set_content(f'<a href="{stoker.url}/dashboard/jobs/{stoker.ids["failed"]}">alert</a>')
+    window.page.click("text=alert")
+    expect(window.page.get_by_role("region", name="Why it failed")).to_be_visible()
+    # The page in between has no picture of its own, so the browser looks for one.
+    window.wrong[:] = [told for told in window.wrong if "favicon.ico" not in told]
+
+
 def test_try_streams(window: Window) -> None:
     """The answer to a prompt comes in pieces, with its figures; its job has a page."""
     page = window.open("/dashboard/try")
@@ -160,8 +202,11 @@ def test_upload(stoker: Service, window: Window, tmp_path: Path) -> None:
     file = tmp_path / "prompts.jsonl"
     file.write_text("".join(json.dumps({"prompt": f"{n:0900}"}) + "\n" for n in range(300)))
     page = window.open("/dashboard/upload")
+    drop(page, tmp_path)
+    expect(page.locator("#file-wrong")).to_contain_text("Choose a file, not a folder")
     drop(page, file)
     expect(page.locator("#found")).to_contain_text("prompts.jsonl")
+    expect(page.locator("#file-wrong")).to_be_hidden()
     page.get_by_label("Most tokens of an answer").fill("1")
     page.evaluate("""() => {
       window.shares = new Set();
@@ -179,6 +224,25 @@ def test_upload(stoker: Service, window: Window, tmp_path: Path) -> None:
     with stoker.client(stoker.ada) as ada:
         bulk = page.locator("#made a").inner_text()
         assert ada.get_bulk(bulk).counts.succeeded == 300
+
+
+def test_upload_that_cannot_be_sent(window: Window, tmp_path: Path) -> None:
+    """Of a login that is over, and of a file that is gone by now, the page says what to do; the button stays."""
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('{"prompt": "hi"}\n')
+    page = window.open("/dashboard/upload")
+    upload = page.get_by_role("button", name="Upload")
+    for change, words in (
+        (window.context.clear_cookies, "Your login has ended"),
+        (file.unlink, "changed or moved after it was chosen"),
+    ):
+        drop(page, file)
+        expect(upload).to_be_enabled()
+        change()
+        upload.click()
+        expect(page.locator("#notices")).to_contain_text(words)
+        expect(upload).to_be_enabled()
+    window.wrong[:] = [told for told in window.wrong if not re.search(r"ERR_FILE_NOT_FOUND|status of 401", told)]
 
 
 def drop(page: Page, file: Path) -> None:

@@ -295,6 +295,10 @@ BY_INDEX: dict[str, tuple[Work, set[str]]] = {
     "busy engines": (cohorts.busy_engines, {"batches_cohorts"}),
     "list": (lambda tx: views.page(tx, "small", views.Filters(), after=None, limit=20), {"jobs_owner"}),
     "next page": (lambda tx: views.page(tx, "small", views.Filters(), after="job_f", limit=20), {"jobs_owner"}),
+    "list what failed": (
+        lambda tx: views.page(tx, "o7", views.Filters(state="failed"), after="job_f", limit=20),
+        {"jobs_unsuccessful"},
+    ),
     "list by the beginning of an id": (
         lambda tx: views.page(tx, "small", views.Filters(begins="job_0"), after=None, limit=20),
         set(),
@@ -362,8 +366,8 @@ BY_INDEX: dict[str, tuple[Work, set[str]]] = {
     "usage of an owner": (lambda tx: usage.page(tx, "o7", 90, 99), set()),
     "usage of everybody": (lambda tx: usage.page(tx, None, 95, 99), set()),
     "overview": (overview.look, {"batches_running"}),
-    "latest failures": (lambda tx: overview.failures(tx, "o7"), {"jobs_owner"}),
-    "samples": (lambda tx: samples.read(tx, 10, 4_900_000), set()),
+    "latest failures": (lambda tx: overview.failures(tx, "o7"), {"jobs_unsuccessful"}),
+    "samples": (lambda tx: list(samples.read(tx, 10, 49_000)), set()),
     "old samples": (lambda tx: samples.forget(tx, 100), set()),
     "timeline": (_timeline, {"jobs_owner"}),
     "old usage": (lambda tx: usage.any_before(tx, 3), {"usage_day"}),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from models import census, cohorts, ends, jobs, sweeps
+from models import bulks, census, cohorts, ends, jobs, sweeps
 from models.db import Database
 from models.ends import Settled
 from tests.models import given
@@ -38,13 +38,15 @@ def test_open_jobs_are_counted_by_state_lane_and_model(database: Database) -> No
 
 
 def test_the_age_is_that_of_the_first_in_any_owners_line(database: Database) -> None:
-    """Of each model and lane the job that waits longest, whoever owns it; who runs or was put off does not wait."""
+    """Of each model and lane the job that waits longest, whoever owns it; who runs, was put off or paused does not."""
     old, _ = given.submitted(database, owner="zoe"), given.submitted(database, owner="alice")
     (put_off,) = given.submitted(database, lane="bulk")
     given.submitted(database, lane="bulk", model="other")
+    (paused,) = given.submitted(database, lane="bulk")
     job = jobs.table.c
     given.change(database, jobs.table, job.id == old[0], pos=job.pos - 90_000_000)
     given.change(database, jobs.table, job.id == put_off, state="delayed", pos=job.pos - 900_000_000, run_at=5e9)
+    given.change(database, jobs.table, job.id == paused, lane=bulks.PAUSED)
     with database.reading() as tx:
         ages = {(model, lane): age for model, lane, age in census.take(tx, 15.0).ages}
     assert ages.keys() == {("fake", "standard"), ("other", "bulk")}

@@ -50,6 +50,10 @@ def test_the_job_of_another_owner_does_not_exist(database: Database) -> None:
             views.get(tx, "alice", job_id)
         with pytest.raises(NotFound):
             views.get(tx, "bob", "job_none")
+        with pytest.raises(NotFound):
+            views.sent(tx, "alice", job_id)
+        with pytest.raises(NotFound):
+            views.body(tx, "job_none")  # it was deleted since it was looked at
     assert page(database) == ([], False)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from flask.testing import FlaskClient
 
-from models import deliveries, jobs
+from models import deliveries, jobs, views
 from models.db import Database, new_id
 from models.results import NewResult
 from tests.models import given
@@ -240,6 +240,29 @@ def test_cancel_and_again(client: FlaskClient, database: Database) -> None:
     assert len(given.rows(database, jobs.table)) == 3
 
 
+def test_run_again_tells_and_expires_as_the_first_did(service: Service, database: Database) -> None:
+    """Its webhook is told with the same secret, and it has the same time; not where its webhook is refused by now."""
+    client, url = service.client, "https://example.com/hook"
+    hook = {"url": url, "secret": f"whsec_{'A' * 32}", "include_result": True}
+    first = submitted(client, webhook=hook, expires_in=3600)
+    bare = submitted(client)
+    made = {}
+    for job_id in (first, bare):
+        answer = client.post(f"/dashboard/jobs/{job_id}/again", data={"once": once_of(page(client, job_id))})
+        made[job_id] = answer.headers["Location"].rpartition("/")[2]
+    with database.reading() as tx:
+        rows = {job_id: views.sent(tx, OWNER, job_id) for job_id in (first, *made.values())}
+    old, new, plain = rows[first], rows[made[first]], rows[made[bare]]
+    assert (new.webhook_url, new.webhook_include_result, new.notify) == (url, True, True)
+    seal = service.context.seal
+    assert seal.open(new.webhook_secret) == seal.open(old.webhook_secret) == hook["secret"]
+    assert new.expires_at - new.created_at == pytest.approx(3600, abs=0.01)
+    assert (plain.webhook_url, plain.webhook_secret, plain.notify, plain.expires_at) == (None, None, False, None)
+    given.change(database, jobs.bodies, jobs.bodies.c.job_id == first, webhook_url="https://127.0.0.1/")
+    refused = client.post(f"/dashboard/jobs/{first}/again", data={"once": "x"}, headers=PART)
+    assert (refused.status_code, "webhook.url" in refused.text) == (422, True)
+
+
 def test_a_paused_line_is_run_again_in_the_lane_of_bulks(service: Service) -> None:
     """The lane that it stands in is one that nobody can ask for."""
     bulk_id = service.begin(prompts(1))
@@ -293,7 +316,7 @@ def test_scopes_and_tokens(client: FlaskClient, database: Database) -> None:
     assert given.states(database, [job_id]) == ["queued"]
     assert writer.send(f"/dashboard/jobs/{job_id}/cancel").status_code == 303
     stranger = client.application.test_client()
-    assert stranger.get(f"/dashboard/jobs/{job_id}").headers["Location"] == "/dashboard"
+    assert 'name="key"' in stranger.get(f"/dashboard/jobs/{job_id}").text
 
 
 # What is drawn and shown, without a page
@@ -312,6 +335,12 @@ def test_a_bar_is_whole_whatever_is_in_it() -> None:
         assert other.begins == pytest.approx(one.begins + one.width, abs=0.01)
     assert parts[-1].begins + parts[-1].width == pytest.approx(100, abs=0.01)
     assert bars.of_steps(steps[:1], None) == []
+    tried = bars.of_steps([*steps[:3], {"name": "crashed", "at": 6}, {"name": "batched", "at": 8}], 9.0)
+    assert [(part.name, round(part.value, 3)) for part in bars.sums(tried)] == [
+        ("in the queue", 2.001),
+        ("waiting for the engine", 5.999),
+        ("running", 1),
+    ]
     (part,) = bars.of_steps(steps[:1], 0.0)
     assert (part.value, part.width) == (0, 0)
     counts = dict.fromkeys(("succeeded", "failed", "cancelled", "expired", "running", "queued"), 0)

@@ -25,6 +25,7 @@ from tests.webapi.test_gunicorn import Web
 from webapi import headers
 from webapi.console import overview
 from webapi.context import Context
+from webapi.static_files import FOLDER
 
 HOSTILE = "<script>alert('x')</script>"
 
@@ -60,7 +61,7 @@ def test_each_id_of_the_page_is_one(client: FlaskClient) -> None:
     page = client.get("/dashboard").text
     ids = re.findall(r'\bid="([^"]+)"', page)
     assert len(ids) == len(set(ids))
-    script = client.get("/static/console/overview.js", buffered=True).text
+    script = (FOLDER / "console/overview.js").read_text()
     looked_for = set(re.findall(r'\b(?:part|figure|table)\("([\w-]+)"', script))
     assert looked_for - set(ids) == {"oldest"}
 
@@ -103,7 +104,7 @@ def test_the_latest_failures_are_the_callers_own(enter: Enter, database: Databas
 def test_without_failures_there_is_a_word_for_it(client: FlaskClient) -> None:
     """Not an empty table."""
     part = client.get("/dashboard/failures").text
-    assert "None of your last 2,000 jobs failed." in part
+    assert "None of your jobs failed." in part
     assert "<table" not in part
 
 
@@ -161,6 +162,35 @@ def test_a_database_that_is_away_is_told_once(
     kind, back = next(told)
     assert (kind, back.keys()) == ("overview", whole.keys())
     stream.close()
+
+
+def test_a_stream_ends_with_its_key(
+    enter: Enter, context: Context, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who holds a key that was revoked is told no more; so is who needed none, once there is one."""
+    monkeypatch.setattr(overview, "EVERY", 0.0)
+    browser = enter("ada", "admin")
+    stream = iter(browser.get("/dashboard/live", buffered=False).response)
+    next(stream)
+    with database.transaction() as tx:
+        keys.create(tx, "ops")
+        keys.revoke(tx, keys.page(tx, "ada", 1)[0].id)
+    expire_memory(context)
+    assert len(list(stream)) <= 1
+    assert 'name="key"' in browser.get("/dashboard/live").text
+
+
+def test_a_stream_of_who_needed_no_key_ends_with_the_first_one(
+    client: FlaskClient, context: Context, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From then on one has to log in."""
+    monkeypatch.setattr(overview, "EVERY", 0.0)
+    stream = iter(client.get("/dashboard/live", buffered=False).response)
+    next(stream)
+    with database.transaction() as tx:
+        keys.create(tx, "ops")
+    expire_memory(context)
+    assert len(list(stream)) <= 1
 
 
 def test_a_stream_has_a_place_or_is_refused(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -65,6 +66,44 @@ def test_a_key_logs_in_and_out(browser: FlaskClient, key: NewKey) -> None:
     out = browser.post("/dashboard/logout", data={"csrf": token_of(page)})
     assert out.status_code == 303
     assert 'name="key"' in browser.get("/dashboard").text
+
+
+@pytest.mark.parametrize(
+    ("asked", "leads_to"),
+    [
+        ("/dashboard/jobs?state=failed&q=a%20b%26", "/dashboard/jobs?state=failed&q=a%20b%26"),
+        ("/dashboard/jobs/%C3%A9", "/dashboard/jobs/%C3%A9"),
+        ("/dashboard", "/dashboard"),
+    ],
+)
+def test_a_login_leads_to_the_page_that_was_asked_for(
+    browser: FlaskClient, key: NewKey, asked: str, leads_to: str
+) -> None:
+    """Also after a wrong key."""
+    page = browser.get(asked)
+    for secret, status in ((WRONG, 401), (key.secret, 303)):
+        (to,) = re.findall(r'name="to" value="([^"]+)"', page.text)
+        form = {"key": secret, "csrf": token_of(page), "to": html.unescape(to)}
+        page = browser.post("/dashboard/login", data=form)
+        assert page.status_code == status
+    assert page.headers["Location"] == leads_to
+
+
+@pytest.mark.parametrize(
+    "to", ["//evil.test", "https://evil.test/dashboard", "/dashboard.evil.test", "/dashboard/\r\nX: y", "/v1/jobs", ""]
+)
+def test_a_login_leads_nowhere_else(browser: FlaskClient, key: NewKey, to: str) -> None:
+    """Whatever somebody has put into the form."""
+    assert log_in(browser, key.secret, data={"to": to}).headers["Location"] == "/dashboard"
+
+
+def test_a_link_of_another_site_is_asked_for_again(browser: FlaskClient, key: NewKey) -> None:
+    """By our own page, so that the browser sends the cookie, which it keeps from other sites; once."""
+    foreign = {"Sec-Fetch-Site": "cross-site"}
+    answer = browser.get("/dashboard/jobs", headers=foreign)
+    assert (answer.status_code, answer.headers["Refresh"], answer.text) == (200, "0", "")
+    log_in(browser, key.secret)
+    assert "Refresh" not in browser.get("/dashboard/jobs", headers=foreign).headers
 
 
 def test_the_cookie_is_kept_from_scripts_and_other_sites(browser: FlaskClient, key: NewKey) -> None:

@@ -90,7 +90,7 @@ def trickled(port: int, path: str, cookies: str) -> bytes:
 
 def test_no_answer_tells_a_version(web: Web) -> None:
     """Not of the server, nor of what it is written in, whatever is asked."""
-    for path in ("/livez", "/nothing", "/docs", "/dashboard", "/static/console/console.css", "/v1/jobs?limit=x"):
+    for path in ("/livez", "/nothing", "/docs", "/dashboard", "/static/0/console/console.css", "/v1/jobs?limit=x"):
         answer = httpx.get(f"{web.url}{path}", timeout=60)
         assert answer.headers["server"] == "gunicorn"
         assert "x-powered-by" not in answer.headers

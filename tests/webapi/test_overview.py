@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -17,6 +18,9 @@ from models.measures import Measures
 from tests.models import given
 from tests.webapi.test_auth import bearer, expire_memory
 from webapi.context import Context
+
+BEGIN = 1_800_000_000
+"""Seconds since 1970 at which a stretch of every width begins."""
 
 
 def overview(client: FlaskClient, headers: dict[str, str] | None = None, **query: Any) -> Any:
@@ -40,12 +44,14 @@ def test_an_idle_service(client: FlaskClient) -> None:
     told = overview(client)
     assert (told["object"], told["minutes"]) == ("overview", 60)
     assert told["queue"] == told["owners"] == told["engines"] == told["batches"] == told["errors"] == []
-    assert told["rates"] == {"jobs": 0, "failed": 0, "prompt_tokens": 0, "completion_tokens": 0}
+    none = {"p50": None, "p95": None}
+    nothing = dict.fromkeys(("jobs", "failed", "prompt_tokens", "completion_tokens"), 0)
+    assert told["rates"] == nothing | {"wait": none, "latency": none, "busy": None}
     series = told["series"]
-    assert len(series["at"]) == len(series["jobs"]) == len(series["wait"]["p95"]) == 360
+    assert len(series["at"]) == len(series["jobs"]) == len(series["wait"]["p95"]) == 359
     assert set(series["jobs"]) == {0}
     assert set(series["wait"]["p95"]) == {None}
-    assert abs(series["at"][-1] - told["at"]) <= 10
+    assert series["at"][-1] + 10 <= told["at"]
 
 
 def test_the_queue_is_told_by_model_lane_and_owner(client: FlaskClient, database: Database) -> None:
@@ -90,12 +96,24 @@ def test_engines_are_told_with_their_state(client: FlaskClient, database: Databa
     assert found["silent"]["silent_seconds"] > 500
 
 
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Set the clock of samples to so many seconds behind the beginning of a stretch of any width."""
+
+    def _set(seconds: float) -> None:
+        monkeypatch.setattr(samples, "clock", lambda _tx: BEGIN + seconds)
+
+    _set(5.0)
+    return _set
+
+
+@pytest.mark.usefixtures("clock")
 @pytest.mark.parametrize("minutes", [15, 60, 360, 1440, 10080])
 def test_what_was_measured_becomes_series(client: FlaskClient, database: Database, minutes: int) -> None:
     """Rates, percentiles, batch sizes, padding and errors, over each window; what is older is not in it."""
     mine = given.engine(database)
     values = {"ended": {"succeeded": 30, "failed": 10}, "tokens": {"completion": 600}, "latency": {0: 40}}
-    measured(database, mine, **values, errors={"timeout": 10}, sizes={8: 5}, padding=1.0, batches=5)
+    measured(database, mine, 10.0, **values, errors={"timeout": 10}, sizes={8: 5}, padding=1.0, batches=5)
     measured(database, mine, minutes * 60 + 700, ended={"succeeded": 1000}, sizes={9: 9})
     told = overview(client, minutes=minutes)
     series = told["series"]
@@ -104,20 +122,52 @@ def test_what_was_measured_becomes_series(client: FlaskClient, database: Databas
     assert [one for one in series["latency"]["p95"] if one is not None] == [pytest.approx(1.09, abs=0.1)]
     assert told["sizes"] == [{"jobs": 8, "batches": 5}]
     assert (told["padding"], told["errors"]) == (0.2, [{"code": "timeout", "jobs": 10}])
-    assert 30 / 70 <= told["rates"]["jobs"] <= 40 / 60
+    assert told["rates"]["jobs"] == pytest.approx(40 / 65)
+    assert told["rates"]["latency"] == {key: series["latency"][key][-1] for key in ("p50", "p95")}
 
 
-def test_what_comes_later_is_added(client: FlaskClient, context: Context, database: Database) -> None:
-    """A stretch that grows is read again, one that is past is not: the sum stays right."""
+@pytest.mark.parametrize(
+    ("minutes", "step", "lasted", "shown"),
+    [(15, 10, 9.9, False), (360, 300, 59.0, False), (360, 300, 120.0, True), (10080, 1800, 90.0, True)],
+)
+def test_a_stretch_that_has_only_begun_is_no_dip(
+    client: FlaskClient,
+    database: Database,
+    clock: Callable[[float], None],
+    minutes: int,
+    step: int,
+    lasted: float,
+    shown: bool,
+) -> None:
+    """A steady rate stays steady to the end of the series: the newest stretch is divided by what it has lasted."""
     mine = given.engine(database)
+    width = min(step, 300)
+    for ago in range(width, 3 * step + 1, width):
+        clock(0.0)
+        measured(database, mine, ago, ended={"succeeded": 2 * width}, sizes={1: 1})
+    clock(lasted)
+    measured(database, mine, ended={"succeeded": round(2 * lasted)}, sizes={2: 1})
+    told = overview(client, minutes=minutes)
+    series = told["series"]
+    assert series["jobs"][-3:] == pytest.approx([2.0] * 3, rel=0.02)
+    assert series["at"][-1] == (BEGIN if shown else BEGIN - step)
+    assert told["sizes"][-1] == {"jobs": 2, "batches": 1}
+
+
+@pytest.mark.usefixtures("clock")
+def test_what_comes_later_is_added(client: FlaskClient, context: Context, database: Database) -> None:
+    """A stretch that grows is read again, one that is past is not: the sum stays right, of several engines too."""
+    mine, other = given.engine(database), given.engine(database, "other")
     measured(database, mine, 300, ended={"succeeded": 7})
-    measured(database, mine, ended={"succeeded": 1})
+    measured(database, mine, 10, ended={"succeeded": 1})
+    measured(database, other, 10, ended={"succeeded": 5})
     series = overview(client)["series"]
-    assert sum(series["jobs"]) * series["step"] == pytest.approx(8, rel=0.01)
-    measured(database, mine, ended={"succeeded": 3})
+    assert sum(series["jobs"]) * series["step"] == pytest.approx(13, rel=0.01)
+    measured(database, mine, 10, ended={"succeeded": 3})
+    measured(database, mine, 300, ended={"succeeded": 1000})  # nobody writes there: it shows what is read again
     context.counts.past[60].until = 0.0
     series = overview(client)["series"]
-    assert sum(series["jobs"]) * series["step"] == pytest.approx(10, rel=0.01)
+    assert sum(series["jobs"]) * series["step"] == pytest.approx(15, rel=0.01)
 
 
 def test_others_see_what_is_theirs(client: FlaskClient, context: Context, database: Database) -> None:

@@ -8,11 +8,12 @@ import pytest
 import sqlalchemy as sa
 from flask.testing import FlaskClient
 
-from models import batches, bulks, cohorts, deliveries, engines, jobs
+from models import batches, bulks, cohorts, deliveries, engines, jobs, past_attempts
 from models.db import Database, new_id
 from models.ends import Settled
 from models.engines import Incarnation
 from models.results import NewResult
+from models.timeline import MOST_ATTEMPTS
 from tests.models import given
 from tests.webapi.conftest import End
 
@@ -68,11 +69,31 @@ def test_attempts_that_came_to_nothing_are_told(client: FlaskClient, database: D
         given.claimed(database, mine)
         if name == "a":
             database.retrying(lambda tx, mine=mine: cohorts.crash(tx, mine.engine, mine.id, "crashed", max_attempts=9))
-    told = timeline(client, job_id)["attempts"]
-    assert [(one["number"], one["outcome"], one["engine"]) for one in told] == [
+    told = timeline(client, job_id)
+    assert [(one["number"], one["outcome"], one["engine"]) for one in told["attempts"]] == [
         (1, "crashed", "a"),
         (2, "running", "b"),
     ]
+    names = [step["name"] for step in told["steps"]]
+    assert names == ["submitted", "batched", "started", "crashed", "batched", "started"]
+
+
+def test_of_many_attempts_the_last_are_told(client: FlaskClient, database: Database) -> None:
+    """One that was put off a thousand times has no endless page; the page says how many are left out."""
+    mine = given.engine(database)
+    batch = given.running(database, mine, 1, owner=OWNER)
+    job_id = batch.jobs[0].id
+    rows = [
+        {"job_id": job_id, "attempt": n, "batch_id": batch.id, "started_at": n, "ended_at": n + 0.5}
+        for n in range(1, MOST_ATTEMPTS + 9)
+    ]
+    with database.transaction() as tx:
+        tx.execute(sa.insert(past_attempts.table).values(outcome="deferred"), rows)
+    given.change(database, jobs.table, jobs.table.c.id == job_id, attempts=MOST_ATTEMPTS + 9)
+    told = timeline(client, job_id)
+    assert [one["number"] for one in told["attempts"]] == list(range(9, MOST_ATTEMPTS + 10))
+    assert [step["name"] for step in told["steps"]].count("deferred") == MOST_ATTEMPTS
+    assert "The first 8 are left out" in client.get(f"/dashboard/jobs/{job_id}").text
 
 
 def test_a_webhook_is_a_step(client: FlaskClient, database: Database, end: End) -> None:
@@ -102,7 +123,7 @@ def test_why_it_waits_for_an_engine(client: FlaskClient, database: Database) -> 
     assert waiting(client, job_id) == "It is in a batch of 1 job, which waits for the next engine that has room."
     given.claimed(database, mine)
     given.change(database, engines.table, engines.table.c.id == "engine", slots=1)
-    assert "All 1 places for fake are taken (engine engine). 1 job of yours" in waiting(client, later)
+    assert "The only place for fake is taken (engine engine). 1 job of yours" in waiting(client, later)
 
 
 def test_why_it_was_put_off(client: FlaskClient, database: Database) -> None:

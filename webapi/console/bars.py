@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from models.states import JOB
@@ -11,7 +11,13 @@ from models.states import JOB
 LEAST = 0.6
 """Per cent that a part has at least, so that it is seen."""
 
-_AFTER = {"submitted": ("1", "in the queue"), "batched": ("2", "waiting for the engine"), "started": ("3", "running")}
+_QUEUED = ("1", "in the queue")
+_AFTER = {
+    **dict.fromkeys(("submitted", "crashed", "lost", "returned"), _QUEUED),
+    "batched": ("2", "waiting for the engine"),
+    "started": ("3", "running"),
+    "deferred": ("5", "put off"),
+}
 _TOLD = ("4", "until its webhook was told")
 _ENDS = (("succeeded", "3"), ("failed", "bad"), ("ended otherwise", "5"), ("running", "2"), ("queued", "6"))
 """What follows upon a step of a job, and how a bulk's lines are: the colour's name, and the words for it."""
@@ -36,6 +42,15 @@ def of_steps(steps: Sequence[Mapping[str, Any]], until: float | None) -> Sequenc
         (*_after(name), max(0.0, end - at))
         for (name, at), end in zip(times, ends, strict=False)  # nothing follows upon the last one
     )
+
+
+def sums(parts: Iterable[Part]) -> Sequence[Part]:
+    """Return what the parts of each name come to together, in the order in which they are met first."""
+    found: dict[str, Part] = {}
+    for part in parts:
+        before = found.get(part.name)
+        found[part.name] = replace(before, value=before.value + part.value) if before else part
+    return list(found.values())
 
 
 def _after(name: str) -> tuple[str, str]:

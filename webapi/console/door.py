@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from http import HTTPStatus
 from typing import Any
+from urllib.parse import quote
 
 from flask import Blueprint, Response, g, make_response, redirect, render_template, request
 from werkzeug.wrappers import Response as Answer
@@ -62,10 +63,10 @@ def fragment(template: str, **values: Any) -> Response:
     return make_response(render_template(f"console/{template}", caller=g.caller, csrf=g.csrf, **values))
 
 
-def login_form(why: str = "", status: int = HTTPStatus.OK) -> Response:
-    """Return the form to log in; `why` says what was wrong with the last one."""
+def login_form(why: str = "", status: int = HTTPStatus.OK, to: str = HOME) -> Response:
+    """Return the form to log in, which then leads to a page; `why` says what was wrong with the last one."""
     token = here().sessions.login_token(request)
-    answer = make_response(render_template("login.html", why=why, csrf=token), status)
+    answer = make_response(render_template("login.html", why=why, csrf=token, to=to), status)
     here().sessions.keep_login_token(request, answer, token)
     return answer
 
@@ -109,7 +110,11 @@ def _to_the_door() -> Answer:
     if wants_fragment() or request.method not in SAFE:
         # In the place of a part of the page the login form would be no use.
         return Response("", HTTPStatus.UNAUTHORIZED, {"HX-Redirect": HOME})
-    return login_form() if request.path == HOME else redirect(HOME, HTTPStatus.SEE_OTHER)
+    if request.headers.get("Sec-Fetch-Site") == "cross-site":
+        # With a link of another site, in an alert say, a browser sends no cookie of ours; when we ask again it does.
+        return Response("", HTTPStatus.OK, {"Refresh": "0"})
+    query = request.query_string.decode("latin-1")
+    return login_form(to=quote(request.path) + (f"?{query}" if query else ""))
 
 
 def _check_change(session: Session | None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import secrets
+from dataclasses import replace
 from typing import Any, get_args
 from urllib.parse import urlencode
 
@@ -18,7 +19,6 @@ from models.bulks import BATCH_KIND, BULK_KIND
 from models.db import is_id
 from models.jobs import NewJob
 from models.states import JOB
-from models.timeline import Timeline
 from models.views import Filters
 from stoker.settings import Lane
 from webapi import answers, bulk_submission, deliveries, jobs, json_body, keyed, paging
@@ -114,11 +114,14 @@ def _told(job_id: str) -> dict[str, Any]:
         tries = [(one, delivery_log.history(tx, one)) for one in found.deliveries]
     told = [{**deliveries.document(one), "tries": deliveries.tries(one, history)} for one, history in tries]
     is_open = row.state in JOB.open
+    way = timelines.document(found)
+    parts = bars.of_steps(way["steps"], found.clock if is_open else None)
     return {
         "job": answers.job(row, None, with_result=False),
         "engine": row.engine_id,
-        "way": timelines.document(found),
-        "parts": _parts(found, is_open=is_open),
+        "way": way,
+        "parts": parts,
+        "sums": bars.sums(parts),
         "deliveries": told,
         "open": is_open,
         "live": is_open or any(one["state"] not in delivery_log.ENDED for one in told),
@@ -128,18 +131,13 @@ def _told(job_id: str) -> dict[str, Any]:
     }
 
 
-def _parts(found: Timeline, *, is_open: bool) -> Any:
-    return bars.of_steps(timelines.document(found)["steps"], found.clock if is_open else None)
-
-
 @pages.get("/jobs/<job_id>/request")
 def body(job_id: str) -> Response:
     """Give what a job asks its engine for, as a file."""
     door.need("read")
     with here().database.reading() as tx:
-        row = views.get(tx, g.owner, jobs.checked(job_id))
-        text = views.body(tx, row.id)
-    return answers.respond(text, Content_Disposition=f'attachment; filename="{row.id}-request.json"')
+        row = views.sent(tx, g.owner, jobs.checked(job_id))
+    return answers.respond(row.body, Content_Disposition=f'attachment; filename="{row.id}-request.json"')
 
 
 @pages.post("/jobs/<job_id>/cancel")
@@ -152,7 +150,7 @@ def cancel(job_id: str) -> Answer:
 
 @pages.post("/jobs/<job_id>/again")
 def again(job_id: str) -> Answer:
-    """Submit a job that asks for the same, as a new one; the same form sent twice makes one."""
+    """Submit a job that asks and tells for the same, as a new one; the same form sent twice makes one."""
     door.need("read")
     door.need("submit")
     once = Once(_key(), hashlib.sha256(f"again {job_id}".encode()).hexdigest())
@@ -168,10 +166,18 @@ def _key() -> str:
 def _same(job_id: str) -> NewJob:
     context = here()
     with context.database.reading() as tx:
-        row = views.get(tx, g.owner, jobs.checked(job_id))
-        text = views.body(tx, row.id)
-    # The line of a paused bulk is in no lane that a job could be put in.
-    lane = row.lane if row.lane in LANES else bulk_submission.LANE
-    asked = {"endpoint": row.endpoint, "lane": lane, "metadata": row.tags, "body": msgspec.Raw(text.encode())}
-    sent = json_body.parse(msgspec.json.encode(asked))
-    return job_of(sent, g.owner, context.settings, context.known, context.seal)
+        row = views.sent(tx, g.owner, jobs.checked(job_id))
+    asked: dict[str, Any] = {
+        "endpoint": row.endpoint,
+        # The line of a paused bulk is in no lane that a job could be put in.
+        "lane": row.lane if row.lane in LANES else bulk_submission.LANE,
+        "metadata": row.metadata,
+        "body": msgspec.Raw(row.body.encode()),
+    }
+    if row.expires_at is not None:
+        asked["expires_in"] = max(1.0, round(row.expires_at - row.created_at, 3))
+    if row.webhook_url is not None:
+        asked["webhook"] = {"url": row.webhook_url, "include_result": row.webhook_include_result}
+    new = job_of(json_body.parse(msgspec.json.encode(asked)), g.owner, context.settings, context.known, context.seal)
+    # It is sealed already, and stays so.
+    return replace(new, webhook=new.webhook and replace(new.webhook, secret=row.webhook_secret or ""))

@@ -9,7 +9,8 @@ from typing import Any
 
 from flask import Response, g, request
 
-from models.overview import MOST_FAILURES, RECENT, failures
+from models.errors import DatabaseUnavailable
+from models.overview import MOST_FAILURES, failures
 from webapi import answers, overview, sse
 from webapi.caller import Caller
 from webapi.console import door
@@ -41,7 +42,7 @@ def failed() -> Response:
     door.need("read")
     with here().database.reading() as tx:
         found = failures(tx, g.owner)
-    return door.fragment("failures.html", failures=found, most=MOST_FAILURES, recent=RECENT)
+    return door.fragment("failures.html", failures=found, most=MOST_FAILURES)
 
 
 @pages.get("/live")
@@ -61,7 +62,7 @@ def live() -> Response:
 def _events(context: Context, waiter: Waiter, caller: Caller, minutes: int) -> Iterator[bytes]:
     until, beaten = time.monotonic() + LONGEST, time.monotonic()
     told: dict[str, Any] = {}
-    while time.monotonic() < until and not waiter.gone and not context.waiters.stopping:
+    while time.monotonic() < until and not waiter.gone and not context.waiters.stopping and _may_go_on(context, caller):
         kind, now = _look(context, caller, minutes)
         changed = {name: value for name, value in now.items() if name not in told or told[name] != value}
         if changed:
@@ -72,6 +73,14 @@ def _events(context: Context, waiter: Waiter, caller: Caller, minutes: int) -> I
             beaten = time.monotonic()
         told = now
         waiter.wait(EVERY)
+
+
+def _may_go_on(context: Context, caller: Caller) -> bool:
+    """Tell whether the caller would be let in again: not once its key is revoked, or the first key is made."""
+    try:
+        return context.keys.of_id(caller.key_id) is not None if caller.key_id else context.keys.is_open()
+    except DatabaseUnavailable:
+        return True
 
 
 def _look(context: Context, caller: Caller, minutes: int) -> tuple[str, dict[str, Any]]:

@@ -1,5 +1,5 @@
 // Charts over time, and bars: uPlot in the colours of the page, each with its last values in words below it.
-// A page that has them loads /static/vendor/uplot-1.6.32.min.css and, deferred, uplot-1.6.32.min.js before this.
+// A page that has them loads vendor/uplot-1.6.32.min.css and, deferred, uplot-1.6.32.min.js before this.
 import { count, make } from "./console.js";
 
 const drawn = new Set();
@@ -91,7 +91,8 @@ const clock = {
 function named(one) {
   return {
     splits: () => one.data[0],
-    values: (_, ticks) => ticks.map((tick) => one.names[tick] ?? ""),
+    // Of a range only its end: ten ranges do not fit beside each other.
+    values: (_, ticks) => ticks.map((tick) => (one.names[tick] ?? "").replace(/^.*–/, "≤")),
   };
 }
 

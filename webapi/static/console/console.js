@@ -18,6 +18,7 @@ export async function call(path, { method = "GET", body, headers = {}, signal } 
 
 /** Return what an answer that is an error says. */
 export async function words(answer) {
+  if (answer.status === 401) return "Your login has ended. Keep what you need of this page, then load it again to log in.";
   try {
     const told = await answer.json();
     return told.detail ?? told.error?.message ?? answer.statusText;

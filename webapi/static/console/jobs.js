@@ -1,15 +1,34 @@
 // An open job is looked at again whenever something happens to it.
 
-import { notice } from "/static/console/console.js";
-import "/static/console/live.js";
+import "./live.js";
 
 const EVERY = 4000;
 
 const now = () => document.getElementById("now");
 
-function look() {
-  return window.htmx.ajax("GET", `/dashboard/jobs/${now().dataset.job}`, { target: "#now", swap: "outerMorph" });
+let looking = false;
+let again = false;
+
+/** Ask for what is shown once more: one at a time, so that no older answer comes behind a newer one. */
+async function look() {
+  again = true;
+  if (looking) return;
+  looking = true;
+  while (again) {
+    again = false;
+    try {
+      await window.htmx.ajax("GET", `/dashboard/jobs/${now().dataset.job}`, { target: "#now", swap: "outerMorph" });
+    } catch {
+      // The server is away, which live.js says; the next look is by the clock.
+    }
+  }
+  looking = false;
 }
+
+document.addEventListener("htmx:after:swap", (event) => {
+  // It was deleted: what is shown is the last that was known of it, and the notice above says so.
+  if (event.detail?.ctx?.response?.raw?.status === 404) now()?.removeAttribute("data-live");
+});
 
 /** Show the words of a streamed answer as they come; the page is told of the whole by itself. */
 function add(event) {
@@ -31,22 +50,32 @@ function clear() {
   document.getElementById("answer")?.classList.add("hidden");
 }
 
-function follow(job) {
-  const events = new EventSource(`/v1/jobs/${job}/events`);
+let events = null;
+
+function follow() {
+  if (events || document.hidden || !now()?.hasAttribute("data-open")) return;
+  events = new EventSource(`/v1/jobs/${now().dataset.job}/events`);
   events.addEventListener("state", look);
   events.addEventListener("chunk", add);
   events.addEventListener("restart", clear);
   events.addEventListener("end", () => {
-    events.close();
-    clear();
+    leave();
     look();
   });
   events.addEventListener("error", () => {
-    if (events.readyState === EventSource.CLOSED) notice("What happens to this job is not followed any more: load the page again.", "bad");
+    if (events?.readyState === EventSource.CLOSED) leave(); // the page is looked at all the same
   });
 }
 
-if (now()?.hasAttribute("data-open")) follow(now().dataset.job);
+function leave() {
+  events?.close();
+  events = null;
+  clear();
+}
+
+follow();
+// A browser has six connections to a server: pages that nobody looks at would take them all.
+document.addEventListener("visibilitychange", () => (document.hidden ? leave() : follow()));
 if (now()?.hasAttribute("data-live")) {
   // What it waits for changes without an event; so do the tries of its webhook, behind its end.
   const timer = setInterval(() => {

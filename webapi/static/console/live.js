@@ -1,6 +1,6 @@
 // Parts of a page that are asked for again by themselves: not while nobody looks, and it is said when they are old.
 
-import { notice } from "/static/console/console.js";
+import { notice } from "./console.js";
 
 let away = false;
 

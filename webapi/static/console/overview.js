@@ -10,13 +10,13 @@ const CUT = { full: "it was full", waited: "it waited long enough", room: "an en
 
 const part = (name) => document.getElementById(name);
 const percent = (share) => (share === null || share === undefined ? "–" : `${Math.round(share * 100)} %`);
-const shown = (value) => value ?? null;
 const sum = (rows, ...names) => rows.reduce((all, row) => all + names.reduce((some, name) => some + row[name], 0), 0);
 
 let told = {};
 let stream = null;
 let heard = 0;
 let away = false;
+let asked = Date.now();
 let failuresAt = 0;
 let again = 0;
 
@@ -68,7 +68,7 @@ function showEngines({ engines }) {
     count(engine.slots),
     count(engine.running),
     `${engine.host} (${engine.kind})`,
-    engine.state === "live" ? span(engine.age_seconds) : `silent ${span(engine.silent_seconds)}`,
+    ["silent", "gone"].includes(engine.state) ? `silent ${span(engine.silent_seconds)}` : span(engine.age_seconds),
   ]));
   const upstreams = engines.flatMap((engine) => engine.upstreams);
   part("upstreams-card").hidden = !upstreams.length;
@@ -97,8 +97,8 @@ function showBatches({ batches, batches_running: running, batches_ready: ready }
 }
 
 const SERIES = {
-  rate: { of: ["jobs", "failed"], labels: ["ended", "failed"], colours: ["chart-2", "chart-1"], fill: true, top: 1, rates: true },
-  "token-rate": { of: ["completion_tokens", "prompt_tokens"], labels: ["generated", "prompts"], colours: ["chart-3", "chart-4"], fill: true, top: 1, rates: true },
+  rate: { of: ["jobs", "failed"], labels: ["ended", "failed"], colours: ["chart-2", "chart-1"], fill: true, top: 1 },
+  "token-rate": { of: ["completion_tokens", "prompt_tokens"], labels: ["generated", "prompts"], colours: ["chart-3", "chart-4"], fill: true, top: 1 },
   wait: { of: ["wait.p50", "wait.p95"], labels: ["half within", "95 % within"], colours: ["chart-2", "chart-1"], format: span, log: true },
   latency: { of: ["latency.p50", "latency.p95"], labels: ["half within", "95 % within"], colours: ["chart-2", "chart-1"], format: span, log: true },
   busy: { of: ["busy"], labels: ["busy"], colours: ["chart-3"], format: percent, fill: true, top: 1 },
@@ -116,20 +116,17 @@ function chartOf(name, { labels, colours, fill, ...how }) {
 function showSeries({ series }) {
   if (!series) return;
   for (const [name, how] of Object.entries(SERIES)) {
-    let values = how.of.map((path) => path.split(".").reduce((found, key) => found[key], series));
-    // The newest stretch has only begun: what it has so far would look like a rate that falls.
-    if (how.rates) values = values.map((points) => [...points.slice(0, -1), null]);
+    const values = how.of.map((path) => path.split(".").reduce((found, key) => found[key], series));
     chartOf(name, how).show(series.at, values);
   }
-  const waits = series.wait.p95.filter((value) => value !== null);
-  figure("wait-now", span(shown(waits.at(-1))), waits.length ? "to an engine" : "nothing measured");
-  figure("busy-now", percent(series.busy.findLast((share) => share !== null)), "of the time");
 }
 
 function showRates({ rates }) {
   if (!rates) return;
   figure("jobs", count(rates.jobs), rates.failed ? `${count(rates.failed)} failed` : "none failed");
   figure("tokens", count(rates.completion_tokens), `and ${count(rates.prompt_tokens)} of prompts`);
+  figure("wait-now", span(rates.wait.p95), rates.wait.p95 === null ? "no job was taken" : "to an engine");
+  figure("busy-now", percent(rates.busy), "of the last minute");
 }
 
 /** Batches by size in steps that double: 1, 2, 3–4, 5–8, … */
@@ -153,7 +150,7 @@ function showSizes({ sizes, padding }) {
 function showRest({ errors, owners, deliveries_pending: pending }) {
   if (errors) table("errors", errors.map((row) => [make("code", {}, row.code), count(row.jobs)]));
   if (owners) table("owners", owners.map((row) => [row.owner, count(row.queued), count(row.running)]));
-  figure("deliveries", count(shown(pending)));
+  figure("deliveries", count(pending));
 }
 
 function showFirst({ queue, series }) {
@@ -203,9 +200,10 @@ function trouble(words) {
 }
 
 function age() {
-  const seconds = (Date.now() - heard) / 1000;
+  const seconds = (Date.now() - (heard || asked)) / 1000;
   if (away) link("away", "down");
-  else if (!heard) return;
+  else if (!heard && seconds < LATE) return;
+  else if (!heard) link("no answer yet", "delayed");
   else if (seconds < LATE) link("live", "live");
   else link("reconnecting", "delayed");
   part("age").textContent = heard && (away || seconds >= LATE) ? `${span(seconds)} old` : "";
@@ -221,11 +219,12 @@ function close() {
 
 function open() {
   close();
+  if (!heard) asked = Date.now();
   const mine = new EventSource(`/dashboard/live?minutes=${minutes()}`);
   stream = mine;
   mine.addEventListener("overview", (event) => show(JSON.parse(event.data)));
   mine.addEventListener("away", (event) => {
-    trouble(JSON.parse(event.data).detail + (heard ? " What is shown is from before." : ""));
+    trouble(JSON.parse(event.data).detail + (heard ? " What is shown is from before." : " This page goes on by itself when it does."));
     age();
   });
   mine.addEventListener("error", () => {
@@ -236,10 +235,16 @@ function open() {
 
 async function refused() {
   close();
+  const chosen = minutes();
+  // Meanwhile another window may have been chosen, or nobody looks any more: then there is another stream, or none.
+  const isPast = () => stream || document.hidden || chosen !== minutes();
   try {
-    show(await call(`/v1/overview?minutes=${minutes()}`));
+    const found = await call(`/v1/overview?minutes=${chosen}`);
+    if (isPast()) return;
+    show(found);
   } catch (error) {
     if (error.status === 401) return location.assign("/dashboard");
+    if (isPast()) return;
     if (error.status) trouble(error.message);
   }
   again = setTimeout(open, POLL);

@@ -1,6 +1,6 @@
 // A file is looked into, sent with its parameters to /v1/bulks, and the bulk that came of it is shown as it goes on.
 
-import { count, notice, span } from "/static/console/console.js";
+import { count, notice, span } from "./console.js";
 
 const form = document.getElementById("upload");
 const drop = document.getElementById("drop");
@@ -9,6 +9,7 @@ const submit = form.querySelector('button[type="submit"]');
 const stop = document.getElementById("stop");
 const sent = document.getElementById("sent");
 const HEAD = 65536;
+const LAPSED = "Your login has ended, or you have another one by now. Load this page again, then upload the file.";
 
 let file = null;
 let key = "";
@@ -69,8 +70,11 @@ function lookAtLines(head, told, whole) {
 async function choose(chosen) {
   file = null;
   submit.disabled = true;
+  say("found", "");
+  say("file-wrong", "");
   if (!chosen) return;
-  const [told, wrong] = await look(chosen);
+  const [told, wrong] = await look(chosen).catch(() => ["", "This cannot be read. Choose a file, not a folder."]);
+  if (chosen !== input.files[0]) return; // another one was chosen while this was looked at
   say("found", told);
   say("file-wrong", wrong);
   input.setAttribute("aria-invalid", String(Boolean(wrong)));
@@ -130,11 +134,19 @@ function refuse(answer) {
   let told = `The server answered ${answer.status}.`;
   try {
     const problem = JSON.parse(answer.responseText);
-    told = problem.errors?.length ? problem.errors.map((one) => `${one.field}: ${one.message}`).join("; ") : problem.detail;
+    const lapsed = answer.status === 401 || problem.code === "csrf";
+    told = lapsed ? LAPSED : problem.errors?.length ? problem.errors.map((one) => `${one.field}: ${one.message}`).join("; ") : problem.detail;
   } catch {
     // Not ours: a proxy's page. The status has to do.
   }
   notice(told, "bad");
+}
+
+/** Say why sending broke off: browsers do not tell, but what was changed behind their back they cannot read. */
+async function broken(chosen) {
+  const readable = await chosen.slice(0, 1).arrayBuffer().then(() => true, () => false);
+  if (!readable) return "The file was changed or moved after it was chosen: choose it again.";
+  return "The connection broke. Upload it again: what was stored already is not stored twice.";
 }
 
 async function show(bulk) {
@@ -162,7 +174,7 @@ form.addEventListener("submit", (event) => {
     if (sending.status === 202) show(JSON.parse(sending.responseText));
     else refuse(sending);
   });
-  sending.addEventListener("error", () => notice("The connection broke. Upload it again: what was stored already is not stored twice.", "bad"));
+  sending.addEventListener("error", async () => notice(await broken(file), "bad"));
   sending.addEventListener("abort", () => notice("Stopped. A file that was not sent whole is not stored.", "bad"));
   sending.addEventListener("loadend", () => {
     sending = null;
