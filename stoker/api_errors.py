@@ -8,6 +8,7 @@ WebhookVerificationError    a webhook is not what it says it is
 
 from __future__ import annotations
 
+import re
 import time
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -68,7 +69,12 @@ def refusal(answer: httpx.Response) -> StokerAPIError:
 def unreachable(base_url: object, error: Exception) -> StokerAPIError:
     """Return the error for a request that got no answer."""
     why = str(error) or type(error).__name__
-    return StokerAPIError(f"{base_url} does not answer: {why}", temporary=may_pass(error))
+    return StokerAPIError(f"{without_password(base_url)} does not answer: {why}", temporary=may_pass(error))
+
+
+def without_password(url: object) -> str:
+    """Return an address as it may be shown: without the name and password that may stand in it."""
+    return re.sub(r"//[^/?#]*@", "//", str(url))
 
 
 def is_temporary(answer: httpx.Response) -> bool:

@@ -80,7 +80,7 @@ class AsyncClient:
             async for event in self._read_events(reader):
                 yield event
             if not reader.ended:
-                await asyncio.sleep(reader.pause())
+                await asyncio.sleep(reader.pause().seconds)
 
     async def result(self, job_id: str) -> Any:
         """Return the engine's answer alone. Raises StokerAPIError (404) while there is none."""

@@ -97,7 +97,7 @@ def usage(first: str | None, last: str | None, filters: Mapping[str, Any]) -> Ca
 
 def overview(minutes: int) -> Call[dict[str, Any]]:
     """Look at the queue and the engines, and at the last so many minutes."""
-    return _get("/v1/overview", _overview, {"params": {"minutes": minutes}})
+    return _get("/v1/overview", overview_of, {"params": {"minutes": minutes}})
 
 
 def download_results(bulk_id: str, kind: str, to: Download, *, errors: bool = False) -> Call[bool]:
@@ -116,6 +116,14 @@ def is_complete(answer: httpx.Response) -> bool:
 def nothing(answer: httpx.Response) -> None:
     """Read nothing of an answer."""
     del answer
+
+
+def overview_of(answer: httpx.Response) -> dict[str, Any]:
+    """Read an overview."""
+    document: dict[str, Any] = answer.json()
+    if document["object"] != "overview":
+        raise ValueError(document["object"])
+    return document
 
 
 def one(kind: type[T]) -> Callable[[httpx.Response], T]:
@@ -150,13 +158,6 @@ def given(params: Mapping[str, Any]) -> dict[str, Any]:
 
 def _get(path: str, read: Callable[[httpx.Response], T], options: Mapping[str, Any] | None = None) -> Call[T]:
     return Call("GET", path, read, options or {}, repeatable=True)
-
-
-def _overview(answer: httpx.Response) -> dict[str, Any]:
-    document: dict[str, Any] = answer.json()
-    if document["object"] != "overview":
-        raise ValueError(document["object"])
-    return document
 
 
 def _bulk_query(params: Mapping[str, Any]) -> dict[str, str]:

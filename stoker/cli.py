@@ -5,7 +5,7 @@ Whatever a command needs is imported when it runs, so that `--help` and the HTTP
 
 from __future__ import annotations
 
-import json
+import io
 import os
 import sys
 import time
@@ -30,6 +30,7 @@ from stoker import (
     cli_webhooks,
 )
 from stoker.console import (
+    READER_GONE,
     STATUSES,
     DatabaseOption,
     DataOption,
@@ -38,6 +39,7 @@ from stoker.console import (
     examples,
     fail,
     give_up_output,
+    json_line,
     settings_errors,
     tell,
     words,
@@ -51,12 +53,22 @@ class _Root(TyperGroup):
     """The command line, whole or without the service: `stoker-client` has only the commands that speak HTTP."""
 
     def invoke(self, ctx: Any) -> Any:
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="replace")  # what a terminal has no sign for is a question mark
         try:
             return super().invoke(ctx)
         except ModuleNotFoundError:
             if find_spec("stoker.settings"):
                 raise
             fail("this is the client alone: `pip install stoker`, in place of stoker-client, has the service", 2)
+        except BrokenPipeError:
+            give_up_output()
+            raise typer.Exit(READER_GONE) from None
+        except UnicodeError:
+            fail("a text that was given is not UTF-8", 2)
+        except OSError as error:
+            fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
 
 
 app = typer.Typer(
@@ -190,7 +202,7 @@ def ps(*, data: DataOption = None, as_json: JsonOption = False) -> None:
     folder = (data or Path("var")).expanduser()
     alive = [process for process in Ledger(folder / "run/processes.json").read() if process.alive]
     if as_json:
-        print(json.dumps([{"name": process.name, "pid": process.pid} for process in alive]))
+        print(json_line([{"name": process.name, "pid": process.pid} for process in alive]))
         return
     for process in alive:
         print(f"{process.pid:>8}  {process.name}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -10,7 +9,18 @@ from typing import Annotated
 import typer
 
 from stoker.cli_database import database_errors, opened, settings_of
-from stoker.console import DatabaseOption, DataOption, JsonOption, examples, fail, settings_errors, tell, words
+from stoker.console import (
+    DatabaseOption,
+    DataOption,
+    JsonOption,
+    examples,
+    fail,
+    json_line,
+    say,
+    settings_errors,
+    tell,
+    words,
+)
 from stoker.progress import working
 
 db = typer.Typer(help="The database's tables.", no_args_is_help=True)
@@ -47,12 +57,12 @@ def doctor(
         found = doctors.examine(given, url=url, min_free=min_free, patience=timeout)
     status = worst(found)
     if as_json:
-        typer.echo(json.dumps({"status": status, "checks": [asdict(finding) for finding in found]}))
+        typer.echo(json_line({"status": status, "checks": [asdict(finding) for finding in found]}))
     else:
         for finding in found:
-            typer.echo(f"{_SIGNS[finding.status]:<8} {finding.check:<13} {finding.says}")
+            say(f"{_SIGNS[finding.status]:<8} {finding.check:<13} {finding.says}")
             if finding.do:
-                typer.echo(f"{'':<22} -> {finding.do}")
+                say(f"{'':<22} -> {finding.do}")
     raise typer.Exit(1 if status == "problem" else 0)
 
 

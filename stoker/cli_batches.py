@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -18,12 +15,14 @@ from stoker.cli_http import (
     LimitOption,
     MetadataOption,
     duration,
+    going_on,
     pairs,
+    print_file,
     print_json,
     print_table,
     service,
 )
-from stoker.console import URL, JsonOption, KeyOption, UrlOption, examples, fail, words
+from stoker.console import URL, JsonOption, KeyOption, UrlOption, examples, fail, say, words
 
 if TYPE_CHECKING:
     from stoker.client import Batch, Client
@@ -59,11 +58,12 @@ def create(
         file_id = source if _is_file_id(source) else _uploaded(client, source)
         batch = client.batch(file_id, endpoint=endpoint, completion_window=window, metadata=tags)
         if wait:
-            batch = _waited(client, batch.id, None)
+            with going_on(batch.id, "stoker batch wait"):
+                batch = _waited(client, batch.id, None)
     if as_json:
         print_json(batch)
     else:
-        typer.echo(batch.id)
+        say(batch.id)
     if wait:
         _end(batch)
 
@@ -111,7 +111,10 @@ def list_(
     if as_json:
         print_json(list(found))
     else:
-        print_table([(batch.id, batch.status, _counted(batch), _when(batch)) for batch in found])
+        print_table(
+            [(batch.id, batch.status, _counted(batch), _when(batch)) for batch in found],
+            empty="there are no such batches",
+        )
 
 
 @app.command(epilog=examples(_STARTED, "stoker batch cancel $id"))
@@ -157,7 +160,7 @@ def results(
             with writing(output):
                 client.download_file(file_id, output)
         else:
-            _print_file(client, file_id)
+            print_file(lambda file: client.download_file(file_id, file))
 
 
 def _uploaded(client: Client, source: str) -> str:
@@ -178,10 +181,10 @@ def _show(batch: Batch, *, as_json: bool) -> None:
     if as_json:
         print_json(batch)
         return
-    typer.echo(f"{batch.id}  {batch.status}")
-    typer.echo(f"  {_counted(batch)} done, {batch.request_counts.get('failed', 0)} failed, {batch.endpoint}")
+    say(f"{batch.id}  {batch.status}")
+    say(f"  {_counted(batch)} done, {batch.request_counts.get('failed', 0)} failed, {batch.endpoint}")
     for error in (batch.errors or {}).get("data") or ():
-        typer.echo(f"  {problem(error)}")
+        say(f"  {problem(error)}")
 
 
 def _counted(batch: Batch) -> str:
@@ -205,14 +208,3 @@ def _when(batch: Batch) -> str:
 
 def _is_file_id(source: str) -> bool:
     return source.startswith("file-") and not Path(source).exists()
-
-
-def _print_file(client: Client, file_id: str) -> None:
-    from stoker.progress import working
-
-    with tempfile.TemporaryFile() as file:
-        with working("fetching results"):
-            client.download_file(file_id, file)
-        file.seek(0)
-        shutil.copyfileobj(file, sys.stdout.buffer)
-        sys.stdout.buffer.flush()

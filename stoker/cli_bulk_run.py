@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -26,7 +27,7 @@ from stoker.cli_http import (
     print_json,
     service,
 )
-from stoker.console import URL, JsonOption, KeyOption, UrlOption, examples, fail
+from stoker.console import URL, JsonOption, KeyOption, UrlOption, examples, fail, say
 
 if TYPE_CHECKING:
     from stoker.bulk_run import BulkRun, Plan
@@ -169,7 +170,8 @@ def _run(client: Client, url: str, plan: Plan, *, cancel: bool, as_json: bool) -
         fail(str(error))
     except StokerAPIError as error:
         gone = error.status == _NOT_FOUND and plan.state.exists()
-        fail(f"{error} To begin anew, remove {plan.state}." if gone else str(error))
+        anew = f" To begin anew, remove {plan.state}." if gone else ""
+        fail(f"{error}{'; the same command goes on where it was' if error.temporary else anew}")
     _summary(bulk, plan, time.monotonic() - began, as_json=as_json)
     running.finish()
     end(bulk)
@@ -182,9 +184,9 @@ def _interrupted(client: Client, running: BulkRun, *, cancel: bool) -> None:
     if not running.bulk_id:
         fail("interrupted while uploading: the same command begins the upload again", INTERRUPTED)
     try:
-        typer.echo(f"\ninterrupted: {running.bulk_id} runs on, and the same command goes on reading it", err=True)
+        say(f"\ninterrupted: {running.bulk_id} runs on, and the same command goes on reading it", err=True)
         if not cancel:
-            typer.echo(f"Ctrl-C within {GRACE:g} s cancels it", err=True)
+            say(f"Ctrl-C within {GRACE:g} s cancels it", err=True)
             time.sleep(GRACE)
     except KeyboardInterrupt:
         cancel = True
@@ -193,7 +195,7 @@ def _interrupted(client: Client, running: BulkRun, *, cancel: bool) -> None:
             client.cancel_bulk(running.bulk_id)
         except StokerAPIError as error:
             fail(str(error), INTERRUPTED)
-        typer.echo(f"{running.bulk_id} is cancelled; the same command fetches what was finished", err=True)
+        say(f"{running.bulk_id} is cancelled; the same command fetches what was finished", err=True)
     raise typer.Exit(INTERRUPTED)
 
 
@@ -204,14 +206,14 @@ def _summary(bulk: Bulk, plan: Plan, seconds: float, *, as_json: bool) -> None:
         print_json({"bulk": asdict(bulk), **paths})
         return
     counts, usage = bulk.counts, bulk.usage or {}
-    typer.echo(f"{bulk.id} {bulk.state}: {counts.succeeded} of {counts.total} succeeded in {duration(seconds)}")
-    typer.echo(f"  tokens   {usage.get('prompt_tokens', 0)} read, {usage.get('completion_tokens', 0)} written")
+    say(f"{bulk.id} {bulk.state}: {counts.succeeded} of {counts.total} succeeded in {duration(seconds)}")
+    say(f"  tokens   {usage.get('prompt_tokens', 0)} read, {usage.get('completion_tokens', 0)} written")
     if paths["results"]:
-        typer.echo(f"  results  {paths['results']}")
+        say(f"  results  {paths['results']}")
     if counts.done != counts.succeeded:
-        typer.echo(f"  errors   {paths['errors']}")
+        say(f"  errors   {paths['errors']}")
     if counts.done != counts.succeeded + counts.invalid:
-        typer.echo(f"  again    stoker bulk retry {bulk.id} -o {_beside(plan.output, 'again', plan.format)}")
+        say(f"  again    stoker bulk retry {bulk.id} -o {shlex.quote(str(_beside(plan.output, 'again', plan.format)))}")
 
 
 def _beside(path: Path, what: str, kind: str) -> Path:

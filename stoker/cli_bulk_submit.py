@@ -24,7 +24,7 @@ from stoker.cli_http import (
     print_json,
     service,
 )
-from stoker.console import URL, JsonOption, KeyOption, UrlOption, examples, tell
+from stoker.console import URL, JsonOption, KeyOption, UrlOption, examples, say
 
 if TYPE_CHECKING:
     from stoker.client import Bulk, Client
@@ -115,9 +115,9 @@ def _uploaded(client: Client, source: str, params: Mapping[str, Any], key: str |
 
 
 def _report(report: Mapping[str, Any]) -> None:
-    tell(f"{report.get('lines')} lines, {report.get('invalid')} of them cannot run")
-    tell(f"  about {report.get('tokens')} tokens")
+    say(f"{report.get('lines')} lines, {report.get('invalid')} of them cannot run")
+    say(f"  about {report.get('tokens')} tokens")
     if report.get("eta") is not None:
-        tell(f"  about {duration(report['eta'])}")
+        say(f"  about {duration(report['eta'])}")
     for error in report.get("errors") or ():
-        tell(f"  {problem(error)}")
+        say(f"  {problem(error)}")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -23,11 +21,12 @@ from stoker.cli_http import (
     MetadataOption,
     duration,
     pairs,
+    print_file,
     print_json,
     print_table,
     service,
 )
-from stoker.console import URL, JsonOption, KeyOption, UrlOption, examples, fail
+from stoker.console import URL, JsonOption, KeyOption, UrlOption, examples, fail, hand_out, is_terminal, say
 
 if TYPE_CHECKING:
     from stoker.client import Bulk, Client
@@ -88,7 +87,8 @@ def list_(
     if as_json:
         print_json(list(found))
         return
-    print_table([(bulk.id, bulk.state, f"{bulk.counts.done}/{bulk.counts.total}", _when(bulk)) for bulk in found])
+    rows = [(bulk.id, bulk.state, f"{bulk.counts.done}/{bulk.counts.total}", _when(bulk)) for bulk in found]
+    print_table(rows, empty="there are no such bulks")
 
 
 @app.command(epilog=examples(_STARTED, "stoker bulk cancel $id"))
@@ -136,7 +136,7 @@ def delete(
     if as_json:
         print_json({"id": bulk_id, "deleted": True})
     else:
-        typer.echo(f"{bulk_id} is deleted")
+        say(f"{bulk_id} is deleted")
 
 
 @app.command(
@@ -164,6 +164,8 @@ def results(
     del as_json
     if kind != "jsonl" and (follow or after):
         fail("--follow and --after are for jsonl", 2)
+    if kind == "parquet" and output is None and is_terminal(sys.stdout):
+        fail("parquet is not for a terminal: give --output, or a pipe", 2)
     with service(url, api_key) as client:
         if output or kind != "jsonl":
             _download(client, bulk_id, kind, output)
@@ -194,7 +196,7 @@ def errors(
         else:
             for found in client.iter_results(bulk_id, after=after, errors=True, follow=False):
                 name = f" ({found.custom_id})" if found.custom_id else ""
-                typer.echo(f"line {found.line}{name}: {found.state}{why(found.error)}")
+                say(f"line {found.line}{name}: {found.state}{why(found.error)}")
 
 
 def writing(output: Path) -> AbstractContextManager[None]:
@@ -211,16 +213,14 @@ def show(bulk: Bulk, *, as_json: bool) -> None:
         return
     from stoker.progress import described
 
-    typer.echo(f"{bulk.id}  {bulk.state}")
-    typer.echo(f"  {described(bulk)}")
+    say(f"{bulk.id}  {bulk.state}")
+    say(f"  {described(bulk)}")
     counts = bulk.counts
-    typer.echo(f"  {counts.succeeded} succeeded, {counts.queued} queued, {counts.running} running, lane {bulk.lane}")
+    say(f"  {counts.succeeded} succeeded, {counts.queued} queued, {counts.running} running, lane {bulk.lane}")
     if bulk.usage:
-        typer.echo(
-            f"  tokens: {bulk.usage.get('prompt_tokens', 0)} read, {bulk.usage.get('completion_tokens', 0)} written"
-        )
+        say(f"  tokens: {bulk.usage.get('prompt_tokens', 0)} read, {bulk.usage.get('completion_tokens', 0)} written")
     for error in bulk.errors:
-        typer.echo(f"  {problem(error)}")
+        say(f"  {problem(error)}")
 
 
 def started(bulk: Bulk, *, as_json: bool) -> None:
@@ -228,7 +228,7 @@ def started(bulk: Bulk, *, as_json: bool) -> None:
     if as_json:
         show(bulk, as_json=True)
     else:
-        typer.echo(bulk.id)
+        say(bulk.id)
 
 
 def end(bulk: Bulk) -> None:
@@ -265,19 +265,12 @@ def _print_lines(client: Client, bulk_id: str, after: int, *, errors: bool = Fal
     reader = Results(bulk_id, after=after, errors=errors, follow=follow)
     while not reader.ended:
         for line in client.perform(reader.page()):
-            typer.echo(line.raw, nl=False)
+            hand_out(line.raw, nl=False)
 
 
 def _download(client: Client, bulk_id: str, kind: str, output: Path | None) -> None:
-    from stoker.progress import working
-
     if output:
         with writing(output):
             client.download_results(bulk_id, output, format=kind)
-        return
-    with tempfile.TemporaryFile() as file:
-        with working("fetching results"):
-            client.download_results(bulk_id, file, format=kind)
-        file.seek(0)
-        shutil.copyfileobj(file, sys.stdout.buffer)
-        sys.stdout.buffer.flush()
+    else:
+        print_file(lambda file: client.download_results(bulk_id, file, format=kind))

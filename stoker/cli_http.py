@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, Literal
 
 import typer
 
-from stoker.console import fail
+from stoker.console import fail, hand_out, is_terminal, json_line, say, word
 
 if TYPE_CHECKING:
     from stoker.client import Client
+    from stoker.steps import Pause
 
 SOME_FAILED = 3
 """The status of a command that did its work, but some lines did not succeed."""
 INTERRUPTED = 130
+_QUIET, _AGAIN = 5.0, 30.0
+"""Seconds of trying in vain that nobody is told of, and from one line about it to the next."""
+_GAP = 30.0
+"""Seconds without a failure from which the next one is the first of another outage."""
 
 Lane = Literal["realtime", "standard", "bulk"]
 JobState = Literal["queued", "delayed", "batched", "running", "succeeded", "failed", "cancelled", "expired"]
@@ -53,15 +62,49 @@ def service(url: str, api_key: str | None) -> Iterator[Client]:
         fail(str(error), 2)
     try:
         with opened as client:
+            client.rest = _telling()
             yield client
     except StokerAPIError as error:
         fail(str(error))
     except TimeoutError as error:
         fail(str(error) or "no answer in time")
-    except BrokenPipeError:
-        raise  # whoever read the output has seen enough
-    except OSError as error:
-        fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+
+
+@contextmanager
+def going_on(ident: str, how: str) -> Iterator[None]:
+    """Wait for what the service does under this id; if that is cut short, say that it goes on, and how to come back."""
+    from stoker.client import StokerAPIError
+
+    back = f"{ident} goes on: `{how} {ident}`"
+    try:
+        yield
+    except KeyboardInterrupt:
+        fail(f"interrupted; {back}", INTERRUPTED)
+    except (StokerAPIError, TimeoutError) as error:
+        if isinstance(error, TimeoutError) or error.temporary:
+            fail(f"{error}; {back}")
+        raise
+
+
+def _telling() -> Callable[[Pause], None]:
+    """Return what lets pauses pass, and says now and then why there are any."""
+    from stoker.steps import rest
+
+    began = last = due = float("-inf")
+
+    def passes(pause: Pause) -> None:
+        nonlocal began, last, due
+        now = time.monotonic()
+        if pause.why is not None:
+            if now > last + _GAP:
+                began, due = now, now + _QUIET
+            last = now + pause.seconds
+            if last >= due:
+                say(f"stoker: {word(pause.why)}; trying again, for {duration(now - began)} now", err=True)
+                due = now + _AGAIN
+        rest(pause)
+
+    return passes
 
 
 def pairs(given: Sequence[str] | None, option: str) -> dict[str, str]:
@@ -89,13 +132,31 @@ def print_json(found: Any) -> None:
     document = found
     if isinstance(found, list | tuple):
         document = [_plain(item) for item in found]
-    typer.echo(json.dumps(_plain(document), ensure_ascii=False))
+    typer.echo(json_line(_plain(document)))
 
 
-def print_table(rows: Iterable[Sequence[object]]) -> None:
-    """Print rows in columns; what a terminal would obey is left out."""
-    texts = [["".join(sign if sign.isprintable() else "?" for sign in str(cell)) for cell in row] for row in rows]
+def print_file(fetch: Callable[[BinaryIO], object]) -> None:
+    """Print what is fetched into a file, byte for byte; on a terminal only what does not steer it."""
+    from stoker.progress import working
+
+    with tempfile.TemporaryFile() as file:
+        with working("fetching results"):
+            fetch(file)
+        file.seek(0)
+        if is_terminal(sys.stdout):
+            for line in file:
+                hand_out(line, nl=False)
+        else:
+            shutil.copyfileobj(file, sys.stdout.buffer)
+            sys.stdout.buffer.flush()
+
+
+def print_table(rows: Iterable[Sequence[object]], *, empty: str = "") -> None:
+    """Print rows in columns; on the standard error that there are none."""
+    texts = [[word(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*texts, strict=True)] if texts else []
+    if not texts and empty:
+        typer.echo(empty, err=True)
     for row in texts:
         typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -16,17 +17,18 @@ from stoker.cli_http import (
     LimitOption,
     MetadataOption,
     duration,
+    going_on,
     pairs,
     print_json,
     print_table,
     service,
 )
-from stoker.console import URL, JsonOption, KeyOption, UrlOption, examples, fail
+from stoker.console import URL, JsonOption, KeyOption, UrlOption, examples, fail, hand_out, say
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from stoker.client import Event, Job
+    from stoker.client import Client, Event, Job
 
 app = typer.Typer()
 
@@ -66,17 +68,17 @@ def submit(  # noqa: PLR0913  # a command's options
     with service(url, api_key) as client:
         job = client.submit(prompt=text, **given)
         if stream:
-            _print_events(client.events(job.id), as_json=as_json)
+            _print_events(client, job.id, as_json=as_json)
             return
         if wait:
             from stoker.progress import working
 
-            with working(f"{job.id} has not ended"):
+            with going_on(job.id, "stoker follow"), working(f"{job.id} has not ended"):
                 job = client.wait(job.id, timeout=timeout)
     if wait or as_json:
         _show(job, as_json=as_json, answer=wait)
     else:
-        typer.echo(job.id)
+        say(job.id)
 
 
 @app.command(epilog=examples(_STARTED, "stoker status $id"))
@@ -106,7 +108,7 @@ def follow(
     It comes in pieces when the job was submitted with --stream. With --json its events are printed, one a line.
     """
     with service(url, api_key) as client:
-        _print_events(client.events(job_id), as_json=as_json)
+        _print_events(client, job_id, as_json=as_json)
 
 
 @app.command(epilog=examples(_STARTED, "stoker cancel $id"))
@@ -145,25 +147,37 @@ def jobs(  # noqa: PLR0913  # a command's options
         return
     now = time.time()
     print_table(
-        [(job.id, job.state, job.lane, job.model, f"{duration(max(0.0, now - job.created_at))} ago") for job in found]
+        [(job.id, job.state, job.lane, job.model, f"{duration(max(0.0, now - job.created_at))} ago") for job in found],
+        empty="there are no such jobs",
     )
 
 
-def _print_events(events: Iterator[Event], *, as_json: bool) -> None:
+def _print_events(client: Client, job_id: str, *, as_json: bool) -> None:
     """Print the text of an answer as it comes, or each event as a line of JSON; a failed job ends the program."""
     printed = ""
-    for event in events:
+    for event in _waited_for(client, job_id):
         if as_json:
             print_json({"event": event.kind, "id": event.id, "data": event.data})
         elif event.kind == "restart":
-            typer.echo("\nstoker: the engine failed; the answer begins anew", err=True)
+            say("\nstoker: the engine failed; the answer begins anew", err=True)
             printed = ""
         elif event.text:
-            typer.echo(event.text, nl=False)
-            sys.stdout.flush()
+            hand_out(event.text, nl=False)
             printed += event.text
         if event.kind == "end":
             _end(event.job, printed, as_json=as_json)
+
+
+def _waited_for(client: Client, job_id: str) -> Iterator[Event]:
+    """Yield a job's events; until one comes that is printed, it is told that it is waited for."""
+    from stoker.progress import working
+
+    with going_on(job_id, "stoker follow"), ExitStack() as waiting:
+        waiting.enter_context(working(f"waiting for {job_id}"))
+        for event in client.events(job_id):
+            if event.text or event.kind != "state":
+                waiting.close()
+            yield event
 
 
 def _end(job: Job, printed: str, *, as_json: bool) -> None:
@@ -175,8 +189,8 @@ def _end(job: Job, printed: str, *, as_json: bool) -> None:
     answer = _answer(job)
     whole = printed if printed and answer.startswith(printed) else ""
     if printed and not whole:
-        typer.echo("\nstoker: parts were lost on their way; the whole answer:", err=True)
-    typer.echo(answer.removeprefix(whole))
+        say("\nstoker: parts were lost on their way; the whole answer:", err=True)
+    hand_out(answer.removeprefix(whole))
 
 
 def _show(job: Job, *, as_json: bool, answer: bool) -> None:
@@ -184,9 +198,9 @@ def _show(job: Job, *, as_json: bool, answer: bool) -> None:
     if as_json:
         print_json(job)
     elif answer and job.state == "succeeded":
-        typer.echo(_answer(job))
+        hand_out(_answer(job))
     elif not answer:
-        typer.echo(_described(job))
+        say(_described(job))
     if answer and job.state != "succeeded":
         fail(f"job {job.id} {job.state}{_why(job)}")
 

@@ -11,7 +11,7 @@ import typer
 
 from stoker.cli_database import opened
 from stoker.cli_http import print_table
-from stoker.console import DatabaseOption, DataOption, JsonOption, examples, fail, words
+from stoker.console import DatabaseOption, DataOption, JsonOption, examples, fail, json_line, words
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -91,7 +91,7 @@ def list_(
         with database.reading() as tx:
             rows = [row._asdict() for row in keys.page(tx, owner)]
     if as_json:
-        typer.echo(json.dumps(rows, ensure_ascii=False))
+        typer.echo(json_line(rows))
     elif rows:
         titles = ("ID", "STATE", "OWNER", "NAME", "KEY", "SCOPES", "CREATED", "EXPIRES", "LAST USED", "LIMITS")
         print_table([titles, *(tuple(_cells(row)) for row in rows)])

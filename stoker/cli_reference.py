@@ -43,7 +43,12 @@ and come with `stoker-client` alone, too.
 
 A signal that ends a command has the status 128 and its number, as everywhere. What a command tells is on the standard
 output; what went wrong, and how far it is, on the standard error: bars on a terminal, now and then a line elsewhere.
-Colours are for terminals; NO_COLOR takes them away, FORCE_COLOR has them anywhere.
+Colours are for terminals; NO_COLOR takes them away, FORCE_COLOR has them anywhere. A terminal gets texts of the service
+without what would steer it; a pipe gets answers and results as they are.
+
+A request that nobody answers, or that the service is too busy for, is sent again, up to five times. Whoever waits for
+something goes on for a minute, `bulk run` for five, and is told why on the standard error; then the status is 1. Cut
+short at any moment, `bulk run` goes on where it was when it is run again.
 
 Options that mean the same for every command that has them:
 

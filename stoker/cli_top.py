@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import select
 import shutil
@@ -11,12 +10,13 @@ import time
 from collections.abc import Callable, Iterator
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from stoker.cli_http import duration, service
-from stoker.console import URL, JsonOption, KeyOption, UrlOption, examples, fail
+from stoker.cli_http import duration, print_json, service
+from stoker.console import URL, JsonOption, KeyOption, UrlOption, examples, fail, is_terminal, say, word
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -62,13 +62,15 @@ def top(
     from stoker.steps import answered
 
     call = calls.overview(int(minutes))
+    if not as_json:
+        call = replace(call, read=lambda answer: _showable(calls.overview_of(answer)))
     with service(url, api_key) as client:
         if once:
             _print(client.perform(answered(call)), as_json=as_json)
             return
         feed = Feed(lambda: _look(client, call), interval)
         try:
-            if as_json or not sys.stdout.isatty() or os.environ.get("TERM") == "dumb":
+            if as_json or not is_terminal(sys.stdout) or os.environ.get("TERM") == "dumb":
                 _follow(feed, as_json=as_json)
             else:
                 _watch(feed, url)
@@ -84,12 +86,20 @@ def _look(client: Client, call: Call[dict[str, Any]]) -> dict[str, Any]:
     return client.perform(answered(call, tries=1))
 
 
+def _showable(document: dict[str, Any]) -> dict[str, Any]:
+    """Return an overview that can be drawn; that of another version, or of some other server, raises."""
+    from stoker import top as overview
+
+    overview.lines(document, _NARROWEST)
+    return document
+
+
 def _print(document: dict[str, Any], *, as_json: bool) -> None:
     from stoker import top as overview
     from stoker.text_table import plain
 
     if as_json:
-        typer.echo(json.dumps(document, ensure_ascii=False))
+        print_json(document)
         return
     width = max(_NARROWEST, shutil.get_terminal_size((100, 0)).columns)
     for line in overview.lines(document, width, glyphs=_glyphs()):
@@ -106,7 +116,7 @@ def _follow(feed: Feed, *, as_json: bool) -> None:
         if found.refused:
             fail(found.refused)
         if found.away and not seen.away:
-            typer.echo(f"stoker: {found.away}; waiting for it", err=True)
+            say(f"stoker: {word(found.away)}; waiting for it", err=True)
         elif not found.away and found.document is not None:
             if seen.document is not None and not as_json:
                 typer.echo()
@@ -153,16 +163,20 @@ def _drawn(console: Console, found: Look, url: str) -> RenderableType:
 
 
 def _head(found: Look, url: str, width: int) -> list[Line]:
-    from stoker.text_table import clean, cut
+    from stoker.api_errors import without_password
+    from stoker.text_table import cut
 
     glyphs = _glyphs()
     if found.away:
         lasts = duration(max(0.0, time.time() - found.since))
         below = f"below: as it was at {_clock(found.at)}" if found.document else "waiting for it; q ends"
         told = [(f"away since {_clock(found.since)} ({lasts})", "bold red"), (found.away, "red"), (below, "dim")]
-        return [*(((cut(clean(text), width, glyphs), style),) for text, style in told), ()]
+        return [*(((cut(word(text), width, glyphs), style),) for text, style in told), ()]
     at = "looking" if found.document is None else _clock(found.at)
-    return [(("stoker top", "bold"), (cut(f"  {at}  {url}  q ends", width - 10, glyphs), "dim")), ()]
+    return [
+        (("stoker top", "bold"), (cut(f"  {at}  {word(without_password(url))}  q ends", width - 10, glyphs), "dim")),
+        (),
+    ]
 
 
 def _glyphs() -> Any:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from stoker.cli_http import AfterOption, LimitOption, duration, print_json, print_table, service
-from stoker.console import URL, JsonOption, KeyOption, UrlOption, examples, fail, words
+from stoker.console import URL, JsonOption, KeyOption, UrlOption, examples, fail, say, words
 
 if TYPE_CHECKING:
     from stoker.client import Client
@@ -52,7 +52,10 @@ def list_(
     if as_json:
         print_json(list(found))
     else:
-        print_table([(one.id, _health(one), one.url, ",".join(one.event_types)) for one in found])
+        print_table(
+            [(one.id, _health(one), one.url, ",".join(one.event_types)) for one in found],
+            empty="there are no endpoints",
+        )
 
 
 @app.command(
@@ -96,7 +99,7 @@ def enable(
     if as_json:
         print_json(found)
     else:
-        typer.echo(f"{found.id}  {_health(found)}")
+        say(f"{found.id}  {_health(found)}")
 
 
 @app.command(epilog=examples(_FOUND, "stoker webhooks rotate $id --keep-old"))
@@ -141,7 +144,7 @@ def sample(
     if as_json:
         print_json({"event_type": chosen, "status_code": status})
     else:
-        typer.echo(f"{chosen}: the receiver answered {status}")
+        say(f"{chosen}: the receiver answered {status}")
     if not 200 <= status < 300:  # noqa: PLR2004  # what HTTP calls success
         raise typer.Exit(1)
 
@@ -172,7 +175,10 @@ def deliveries(  # noqa: PLR0913  # options of a command
     if as_json:
         print_json(list(found))
     else:
-        print_table([(one.id, one.state, one.event, one.job_id, _outcome(one)) for one in found])
+        print_table(
+            [(one.id, one.state, one.event, one.job_id, _outcome(one)) for one in found],
+            empty="there are no such deliveries",
+        )
 
 
 @app.command(epilog=examples("stoker webhooks redeliver --event job.failed --since 2026-11-27T08:00:00"))
@@ -212,7 +218,7 @@ def redeliver(  # noqa: PLR0913  # options of a command
     if as_json:
         print_json({"redelivered": many})
     else:
-        typer.echo(f"{many:,} deliveries are sent once more")
+        say(f"{many:,} deliveries are sent once more")
 
 
 def _redelivered(client: Client, filters: Mapping[str, object]) -> int:
@@ -228,22 +234,22 @@ def _show_secret(made: WebhookEndpoint, *, as_json: bool) -> None:
     if as_json:
         print_json(made)
         return
-    typer.echo(made.id)
-    typer.echo(f"signing secret, shown this once: {made.signing_secret}")
+    say(made.id)
+    say(f"signing secret, shown this once: {made.signing_secret}")
 
 
 def _show(delivery: Delivery, *, as_json: bool) -> None:
     if as_json:
         print_json(delivery)
         return
-    typer.echo(f"{delivery.id}  {delivery.state}  {delivery.event} of {delivery.job_id}")
-    typer.echo(f"  to {delivery.url}")
+    say(f"{delivery.id}  {delivery.state}  {delivery.event} of {delivery.job_id}")
+    say(f"  to {delivery.url}")
     for one in delivery.tries:
         took = "" if one["latency_ms"] is None else f", {one['latency_ms']} ms"
         when = "" if one["at"] is None else f" {_ago(one['at'])}"
-        typer.echo(f"  try {one['attempt']}{when}: {one['error'] or one['status_code']}{took}")
+        say(f"  try {one['attempt']}{when}: {one['error'] or one['status_code']}{took}")
     if delivery.next_attempt_at is not None:
-        typer.echo(f"  next try in {duration(max(0.0, delivery.next_attempt_at - time.time()))}")
+        say(f"  next try in {duration(max(0.0, delivery.next_attempt_at - time.time()))}")
 
 
 def _health(endpoint: WebhookEndpoint) -> str:

@@ -13,7 +13,6 @@ with Client() as client:
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Self, TypeVar
 
@@ -54,6 +53,7 @@ class Client:
     """
 
     def __init__(self, base_url: str = connection.URL, api_key: str | None = None) -> None:
+        self.rest: Callable[[Pause], object] = steps.rest  # also told why a request is sent again
         options = connection.options(base_url, api_key)
         # With a transport of its own httpx does not look for proxies in the environment: none of them reaches loopback.
         transport = httpx.HTTPTransport() if connection.is_direct(base_url) else None
@@ -101,7 +101,7 @@ class Client:
         while not reader.ended:
             yield from self._read_events(reader)
             if not reader.ended:
-                time.sleep(reader.pause())
+                self.rest(reader.pause())
 
     def result(self, job_id: str) -> Any:
         """Return the engine's answer alone. Raises StokerAPIError (404) while there is none."""
@@ -268,7 +268,7 @@ class Client:
                 return end.value  # type: ignore[no-any-return]  # a generator's return value has no type here
             outcome = None
             if isinstance(step, Pause):
-                time.sleep(step.seconds)
+                self.rest(step)
             else:
                 outcome = self._send(step)
 

@@ -15,7 +15,7 @@ import httpx
 from stoker.api_errors import StokerAPIError
 from stoker.calls import nothing, part
 from stoker.resources import Job, made, piece_of
-from stoker.steps import PATIENCE, Call, Outcome, pause_before
+from stoker.steps import PATIENCE, Call, Outcome, Pause, pause_before
 
 TIMEOUT = httpx.Timeout(20.0, connect=5.0, read=60.0)
 """The service says that a stream lives on every 15 seconds."""
@@ -84,18 +84,18 @@ class Events:
             self._tried = 0
         return found
 
-    def pause(self) -> float:
-        """Return the seconds until it is asked again, now that an answer or a connection has come to its end.
+    def pause(self) -> Pause:
+        """Return the pause until it is asked again, now that an answer or a connection has come to its end.
 
         Raises StokerAPIError when that would not help, or nothing has come for `patience` seconds of trying.
         """
         if self._tried == 0:
             self._until = time.monotonic() + self._patience
         self._tried += 1
-        seconds = pause_before(self.outcome, self._tried - 1)
-        if time.monotonic() + seconds > self._until:
+        pause = pause_before(self.outcome, self._tried - 1)
+        if time.monotonic() + pause.seconds > self._until:
             raise StokerAPIError("the service ends the stream again and again", temporary=True)
-        return seconds
+        return pause
 
     def _line(self, line: bytes) -> Event | None:
         """Take one line; an empty one completes an event."""

@@ -6,12 +6,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import chain, repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, Self
 
 from stoker.cli_http import duration
+from stoker.console import is_terminal, word
+from stoker.unwinding import unwinding_at_signals
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars
@@ -46,7 +48,7 @@ class Display(Protocol):
 
 def display() -> Display:
     """Return what suits the standard error."""
-    return Drawn() if sys.stderr and sys.stderr.isatty() else Plain()
+    return Drawn() if is_terminal(sys.stderr) else Plain()
 
 
 @contextmanager
@@ -60,7 +62,7 @@ def working(what: str, grows: Path | None = None) -> Iterator[None]:
 
     def told() -> str:
         size = "" if grows is None else _size(grows)
-        return f"{what}: {size}{duration(time.monotonic() - began)}"
+        return word(f"{what}: {size}{duration(time.monotonic() - began)}")
 
     def repeat_it(say: Callable[[str], object], pauses: Iterable[float]) -> None:
         for pause in pauses:
@@ -68,7 +70,7 @@ def working(what: str, grows: Path | None = None) -> Iterator[None]:
                 return
             say(told())
 
-    with _spinner(what) if sys.stderr and sys.stderr.isatty() else _lines() as (say, pauses):
+    with _spinner(what) if is_terminal(sys.stderr) else _lines() as (say, pauses):
         thread = threading.Thread(target=repeat_it, args=(say, pauses), daemon=True)
         thread.start()
         try:
@@ -90,9 +92,13 @@ def _spinner(what: str) -> Iterator[tuple[Callable[[str], object], Iterable[floa
 
     columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False))
     # What is printed meanwhile stands above the spinner, where both go to one terminal.
-    both = bool(sys.stdout and sys.stdout.isatty())
-    with Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=both) as bars:
-        task = bars.add_task(what, total=None)
+    both = is_terminal(sys.stdout)
+    # Whatever ends it, the cursor is there again.
+    with (
+        unwinding_at_signals(),
+        Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=both) as bars,
+    ):
+        task = bars.add_task(word(what), total=None)
         yield lambda text: bars.update(task, description=text), repeat(0.5)
 
 
@@ -105,7 +111,7 @@ def _size(file: Path) -> str:
 def _print(line: str) -> None:
     # Progress that nobody can read stops nothing.
     with suppress(OSError, ValueError):
-        print(line, file=sys.stderr, flush=True)  # noqa: T201  # it talks to a person
+        print(word(line), file=sys.stderr, flush=True)  # noqa: T201  # it talks to a person
 
 
 def described(bulk: Bulk) -> str:
@@ -162,18 +168,21 @@ class Drawn:
     """Two bars: the upload, then the lines."""
 
     def __init__(self) -> None:
+        self._ends = ExitStack()
         self._bars = _bars()
         self._upload: TaskID | None = None
         self._lines: TaskID | None = None
 
     def __enter__(self) -> Self:
         """Begin to draw."""
+        self._ends.enter_context(unwinding_at_signals())
         self._bars.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         """Leave what was drawn last."""
         self._bars.stop()
+        self._ends.close()
 
     def sent(self, sent: int, size: int | None) -> None:
         """Draw how much of the input is uploaded."""
@@ -185,11 +194,11 @@ class Drawn:
     def look(self, bulk: Bulk) -> None:
         """Draw how far the bulk is."""
         total = bulk.counts.total if bulk.counted or bulk.ended else None
-        self._bars.update(self._line(), completed=bulk.counts.done, total=total, told=described(bulk))
+        self._bars.update(self._line(), completed=bulk.counts.done, total=total, told=word(described(bulk)))
 
     def say(self, text: str) -> None:
         """Draw how far something else is."""
-        self._bars.update(self._line(), told=text)
+        self._bars.update(self._line(), told=word(text))
 
     def _line(self) -> TaskID:
         if self._lines is None:

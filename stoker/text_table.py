@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 
 from rich.cells import cell_len, set_cell_size
 
+from stoker.console import word
+
 Cell = tuple[str, str]
 Line = Sequence[Cell]
 
@@ -59,11 +61,6 @@ def plain(line: Line) -> str:
     return "".join(text for text, _ in line).rstrip()
 
 
-def clean(text: object) -> str:
-    """Return a text from outside without anything that a terminal would obey."""
-    return "".join(sign if sign.isprintable() else "?" for sign in str(text))
-
-
 def cut(text: str, width: int, glyphs: Glyphs = Glyphs()) -> str:
     """Return a text that takes at most `width` cells."""
     if cell_len(text) <= width:
@@ -77,7 +74,7 @@ def table(section: Section, width: int, most: int | None, glyphs: Glyphs) -> Ite
         yield ((section.title, "dim"),)
         yield ((cut(section.empty, width, glyphs), ""),)
         return
-    rows = [[(clean(text), style) for text, style in row] for row in section.rows[:most]]
+    rows = [[(word(text), style) for text, style in row] for row in section.rows[:most]]
     columns = _fitting(section.columns, rows, width)
     yield _row([(one.title, "dim") for one, _, _ in columns], columns, glyphs)
     for row in rows:

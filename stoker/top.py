@@ -78,14 +78,14 @@ def _wrapped(pieces: Sequence[Line], width: int) -> Iterator[Line]:
 
 
 def _curve(document: Document, width: int, glyphs: Glyphs) -> Iterator[Line]:
-    """Yield the jobs a second and how long they took, over the window that was asked for."""
+    """Yield the jobs a second over the window that was asked for, and how long those of the last minute took."""
     series = document.get("series")
     if not series or not any(series["jobs"]):
         return
     title = f"jobs/s in {_window(document['minutes'])}"
     room = max(8, min(60, width - len(title) - 2))
     yield ((f"{title}  ", "dim"), (_spark(_squeezed(series["jobs"], room), glyphs), "cyan"))
-    told = [f"{name} {_lately(series[key])}" for key, name in (("wait", "waited"), ("latency", "took"))]
+    told = [f"{name} {_percentiles(document['rates'][key])}" for key, name in (("wait", "waited"), ("latency", "took"))]
     yield ((cut(f"{',  '.join(told)}  (median, 95 %)", width, glyphs), "dim"),)
 
 
@@ -100,12 +100,8 @@ def _spark(values: Sequence[float], glyphs: Glyphs) -> str:
     return "".join(glyphs.steps[round(value / highest * last) if highest else 0] for value in values)
 
 
-def _lately(found: Mapping[str, Sequence[float | None]]) -> str:
-    """Return the newest percentiles that there are."""
-    for p50, p95 in zip(reversed(found["p50"]), reversed(found["p95"]), strict=False):
-        if p50 is not None and p95 is not None:
-            return f"{p50:.2f} / {p95:.2f} s"
-    return "-"
+def _percentiles(found: Mapping[str, float | None]) -> str:
+    return "-" if found["p50"] is None else f"{found['p50']:.2f} / {found['p95']:.2f} s"
 
 
 def _sections(document: Document, glyphs: Glyphs) -> Iterator[Section]:

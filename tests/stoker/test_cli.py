@@ -179,7 +179,7 @@ def test_an_address_that_is_none_is_one_line(url: str) -> None:
     """Wrong use, status 2, and the address."""
     result = stoker("status", "job_1", STOKER_URL=url)
     assert result.exit_code == 2
-    assert result.stderr.startswith(f"stoker: {url} ")
+    assert result.stderr.startswith(f"stoker: {console.word(url)} ")
     assert result.stderr.count("\n") == 1
 
 

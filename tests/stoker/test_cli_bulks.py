@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
+from stoker import bulk_run, cli_http
 from stoker.cli import app
 from tests.stoker.bulk_service import BulkService, bulk_service
 
@@ -268,6 +269,38 @@ def test_an_outage_is_sat_out(service: BulkService, prompts: Path, tmp_path: Pat
     assert stoker(service, "bulk", "run", prompts, "-o", tmp_path / "r.jsonl").exit_code == 3
     assert len(service.bulks) == 1
     assert [one["seq"] for one in read(tmp_path / "r.jsonl")] == [1, 3]
+
+
+def test_an_outage_that_lasts_is_told_and_has_an_end(
+    service: BulkService, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While errors cannot be read it says why it waits; in the end status 1, and the same command goes on later."""
+    monkeypatch.setattr(cli_http, "_QUIET", 0.0)
+    monkeypatch.setattr(bulk_run, "PATIENCE", 0.5)
+    command = ("bulk", "run", prompts, "-o", tmp_path / "r.jsonl")
+    service.fail(1000, lambda asked: asked.path.endswith("/errors"), status=500, document={"detail": "It is broken."})
+    ran = stoker(service, *command)
+    assert ran.exit_code == 1
+    assert ran.stderr.count("stoker: It is broken.; trying again, for 0 s now\n") == 1
+    assert ran.stderr.splitlines()[-1] == "stoker: It is broken.; the same command goes on where it was"
+    service.faults.clear()
+    assert stoker(service, *command).exit_code == 3
+    assert len(service.bulks) == 1
+    assert [one["line"] for one in read(tmp_path / "r.errors.jsonl")] == [2]
+
+
+@pytest.mark.parametrize("command", ["wait", "results"])
+def test_whoever_waits_is_told_of_an_outage(
+    service: BulkService, prompts: Path, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also of one in which nobody answers at all; an outage that is short enough is not talked about."""
+    bulk_id = stoker(service, "bulk", "submit", prompts).stdout.strip()
+    for quiet, told in ((3600.0, 0), (0.0, 1)):
+        monkeypatch.setattr(cli_http, "_QUIET", quiet)
+        service.fail(2, cut=True)
+        ran = stoker(service, "bulk", command, bulk_id)
+        assert ran.exit_code in {0, 3}
+        assert ran.stderr.count("trying again") == told
 
 
 def test_a_full_disk_is_no_loss(service: BulkService, tmp_path: Path) -> None:

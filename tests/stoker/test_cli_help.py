@@ -23,6 +23,8 @@ from models.states import BULK, JOB
 from stoker import cli_completion, cli_http, cli_keys, cli_reference, cli_webhooks, console
 from stoker.cli import app
 from tests.command_lines import read
+from tests.debian import programs
+from tests.servers import ServerError
 from webapi.schemas import Lane
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -154,7 +156,7 @@ def test_words_that_are_completed_are_those_that_there_are() -> None:
     assert {word for text in cli_keys._SCOPES("") for word in text.split(",")} == set(SCOPES)
 
 
-def completed(line: str, home: Path, shell: str = "bash") -> list[str]:
+def completed(line: str, home: Path) -> list[str]:
     """Return what bash completes at the end of a line, by the script that is installed."""
     words = line.split(" ")
     listed = " ".join(f"'{word}'" for word in words)
@@ -163,7 +165,7 @@ def completed(line: str, home: Path, shell: str = "bash") -> list[str]:
         f'_stoker_completion {home}/stoker; printf "%s\\n" "${{COMPREPLY[@]}}"'
     )
     environment = os.environ | {"HOME": str(home)}
-    ran = subprocess.run([shell, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    ran = subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True, check=True)
     return ran.stdout.split()
 
 
@@ -189,6 +191,31 @@ def test_bash_completes_commands_options_states_and_lanes(home: Path) -> None:
     assert completed("stoker jobs --state s", home) == ["succeeded"]
     assert completed("stoker webhooks create --event batch.c", home) == ["batch.completed", "batch.cancelled"]
     assert completed("stoker restart w", home) == ["web", "worker"]
+
+
+# zsh: what it hands to its own function, which needs a keyboard. fish: what it would offer.
+REAL = {
+    "zsh": "compdef() {{ }}; _arguments() {{ print -r -- $@ }}; words=({line}); CURRENT=$#words; . {script}; "
+    "_stoker_completion",
+    "fish": 'source {script}; complete -C "{line}"',
+}
+
+
+@pytest.mark.parametrize("shell", REAL)
+def test_zsh_and_fish_complete_too(shell: str, home: Path) -> None:
+    """As the real ones read the script and what it brings, with the help's quotes and colons in it."""
+    try:
+        program = programs(shell) / shell
+    except ServerError as missing:
+        pytest.skip(str(missing))
+    script = home / shell
+    script.write_text(stoker("completion", "show", shell).stdout)
+    environment = os.environ | {"HOME": str(home), "PATH": f"{home}:{os.environ['PATH']}"}
+    for line, offered in (("stoker bulk p", ["pause"]), ("stoker up --por", ["--port"])):
+        command = [program, "-f" if shell == "zsh" else "-N", "-c", REAL[shell].format(line=line, script=script)]
+        ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        assert [word for word in ("pause", "resume", "--port", "--data") if word in ran.stdout] == offered
+        assert ran.stderr == ""
 
 
 def test_installing_completion_leaves_the_rest_of_a_start_file(home: Path) -> None:

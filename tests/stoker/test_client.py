@@ -15,6 +15,7 @@ from models.ends import Settled
 from models.results import NewResult
 from stoker import Client, StokerAPIError
 from stoker.settings import load
+from stoker.steps import TRIES, Pause
 from tests import servers
 from webapi.app import create_app
 from webapi.context import EXTENSION
@@ -93,11 +94,14 @@ def test_a_key_makes_one_job(client: Client) -> None:
     assert client.submit(prompt="hi").id != first.id
 
 
-def test_nobody_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A service that does not answer is an error after some tries."""
-    monkeypatch.setattr("stoker.client.time.sleep", lambda _: None)
-    with Client(f"http://127.0.0.1:{servers.free_port()}") as client, pytest.raises(StokerAPIError, match="answer"):
-        client.get("job_x")
+def test_nobody_there() -> None:
+    """A service that does not answer is an error after some tries; before each pause it is told why there is one."""
+    told: list[Pause] = []
+    with Client(f"http://127.0.0.1:{servers.free_port()}") as client:
+        client.rest = told.append
+        with pytest.raises(StokerAPIError, match="answer"):
+            client.get("job_x")
+    assert ["does not answer" in str(pause.why) for pause in told] == [True] * (TRIES - 1)
 
 
 @pytest.mark.parametrize("proxy", ["http://127.0.0.1:1", "socks5://127.0.0.1:1"])

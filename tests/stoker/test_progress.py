@@ -50,11 +50,12 @@ def test_an_error_comes_through() -> None:
         raise KeyError
 
 
-def test_a_terminal_has_a_spinner_that_is_gone_at_the_end() -> None:
+@pytest.mark.parametrize("killed", [False, True], ids=["at its end", "when it is killed"])
+def test_a_terminal_has_a_spinner_that_is_gone_at_the_end(killed: bool) -> None:
     """It is drawn on the standard error, and what is printed meanwhile goes to the standard output, whole."""
     script = (
         "import time\nfrom stoker.progress import working\n"
-        "with working('looking'):\n    print('found')\n    input()\nprint('done')"
+        "with working('looking'):\n    print('found', flush=True)\n    input()\nprint('done')"
     )
     master, slave = pty.openpty()
     try:
@@ -70,13 +71,17 @@ def test_a_terminal_has_a_spinner_that_is_gone_at_the_end() -> None:
             while b"looking" not in drawn:
                 assert select.select([master], [], [], 60)[0]
                 drawn += os.read(master, 4096)
-            printed, _ = running.communicate(b"\n")
+            assert running.stdout is not None
+            assert running.stdout.readline() == b"found\n"
+            if killed:
+                running.terminate()
+            printed, _ = running.communicate(None if killed else b"\n")
             while select.select([master], [], [], 0)[0]:
                 drawn += os.read(master, 4096)
     finally:
         os.close(master)
         os.close(slave)
-    assert printed == b"found\ndone\n"
+    assert (running.returncode, printed) == ((143, b"") if killed else (0, b"done\n"))
     # The line is cleared, and the cursor shown again.
     assert drawn.rindex(b"\x1b[2K") > drawn.rindex(b"looking")
     assert b"\x1b[?25h" in drawn

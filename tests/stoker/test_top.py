@@ -24,8 +24,9 @@ import pytest
 from rich.cells import cell_len
 from typer.testing import CliRunner, Result
 
-from stoker import top
+from stoker import cli_top, top
 from stoker.cli import app
+from stoker.overview_feed import Look
 from stoker.text_table import ASCII, plain
 from webapi.overview_schemas import Overview
 
@@ -40,7 +41,7 @@ def document() -> dict[str, Any]:
     engine = {"kind": "vllm", "host": "gpu-1", "slots": 256, "running": 66, "models": [MODEL], "age_seconds": 900.0}
     batch = {"model": MODEL, "lane": "bulk", "engine": "engine", "jobs": 64, "reason": "full"}
     waiting = {"queued": 1_234_567, "delayed": 3, "batched": 128, "running": 64, "oldest_seconds": 412.3}
-    percentiles = {"p50": [0.25] * points, "p95": [1.5] * (points - 1) + [None]}
+    percentiles, now = {"p50": [0.25] * points, "p95": [None] * points}, {"p50": 0.25, "p95": 1.5}
     return {
         "object": "overview",
         "at": 1_795_000_000.0,
@@ -60,7 +61,8 @@ def document() -> dict[str, Any]:
         "batches_ready": 2,
         "batches_running": 12,
         "deliveries_pending": 4,
-        "rates": {"jobs": 12.34, "failed": 0.5, "prompt_tokens": 45_678.0, "completion_tokens": 1_234.5},
+        "rates": {"jobs": 12.34, "failed": 0.5, "prompt_tokens": 45_678.0, "completion_tokens": 1_234.5}
+        | {"wait": now, "latency": now, "busy": 0.8},
         "series": {
             "step": 10,
             "at": list(range(points)),
@@ -267,12 +269,25 @@ def test_minutes_are_those_that_there_are(value: str) -> None:
     assert "10080" in ran.stderr
 
 
-def test_some_other_server_is_one_line(service: Service) -> None:
-    """An answer that is no overview is no reason for a traceback."""
-    service.document = {"object": "list"}
-    ran = stoker("--once", "--url", service.url)
+@pytest.mark.parametrize(
+    "found",
+    [{"object": "list"}, {"object": "overview"}, document() | {"queue": [{"model": "m"}]}],
+    ids=["another server", "another version", "another queue"],
+)
+@pytest.mark.parametrize("options", [("--once",), ()])
+def test_some_other_server_is_one_line(service: Service, found: dict[str, Any], options: tuple[str, ...]) -> None:
+    """An answer that is no overview, or not as this version knows it, is no reason for a traceback."""
+    service.document = found
+    ran = stoker(*options, "--url", service.url)
     assert ran.exit_code == 1
     assert ran.stderr == "stoker: 127.0.0.1 does not answer as stoker does\n"
+
+
+def test_a_password_in_the_address_is_not_on_the_screen() -> None:
+    """The head tells where it looks, not as whom."""
+    title, *_ = cli_top._head(Look(document()), "http://me:hunter2@127.0.0.1:1", 100)
+    assert "hunter2" not in plain(title)
+    assert "http://127.0.0.1:1" in plain(title)
 
 
 class Terminal:
