@@ -24,6 +24,7 @@ bulk=$(printf '%s\n' '{"custom_id": "a", "prompt": "Say one."}' '{"custom_id": "
 while :; do
     case $(ask "/v1/bulks/$bulk" | field state) in
         completed | failed | expired | cancelled) break ;;
+        '') exit 1 ;; # no answer: curl has said why
     esac
     sleep 0.5
 done

@@ -54,9 +54,13 @@ def main() -> None:
     options.add_argument("--labels", default="positive,negative")
     told = options.parse_args()
     with told.input.open(newline="", encoding="utf-8-sig") as file:
-        rows = list(csv.DictReader(file))
+        rows = list(csv.DictReader(file, restval=""))
     if not rows or told.column not in rows[0]:
         options.error(f"{told.input} has no column {told.column}, or no row")
+    if uneven := [str(number) for number, row in enumerate(rows, 1) if None in row]:
+        options.error(f"{told.input} has rows with more columns than its first line: {', '.join(uneven[:5])}")
+    if "label" in rows[0]:
+        options.error(f"{told.input} has a column label already: rename it")
     labels = labelled(rows, told.column, told.labels.split(","))
     with told.output.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, [*rows[0], "label"])

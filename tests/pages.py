@@ -31,6 +31,8 @@ SHELL, PYTHON = "sh", "python"
 MARKS = ("not run", "terminal", "file", "shows")
 _PORT = re.compile(r"((?:127\.0\.0\.1|localhost):|--port |port=)(\d{4})\b")
 _DONE = "--this block is done--"
+PATIENCE = 240.0
+"""Seconds that a block may take: one that waits for what never comes says so, and does not use up the test's time."""
 # A refusal of the service ends the page, as `set -e` lets any other command that fails.
 _FIRST = 'set -euo pipefail; curl() { command curl --fail-with-body --max-time 120 "$@"; }\n'
 
@@ -109,6 +111,8 @@ class Reader:
 
     def interrupt(self) -> None:
         """Press Ctrl-C in every terminal, the last one first, and wait for what ran there."""
+        for terminal in reversed(self._terminals):
+            terminal.interrupt()
         while self._terminals:
             self._terminals.pop().end()
 
@@ -140,17 +144,22 @@ class Reader:
         self._write(f"{command}\necho; echo '{_DONE}'\n")
         said = ""
         assert self._shell.stdout is not None
-        for line in self._shell.stdout:
-            if line.strip() == _DONE:
-                return said
-            said += line
-        raise AssertionError(f"{where}\nfailed, after it said\n{said}")
+        given_up = threading.Timer(PATIENCE, os.killpg, (self._shell.pid, signal.SIGKILL))
+        given_up.start()
+        try:
+            for line in self._shell.stdout:
+                if line.strip() == _DONE:
+                    return said
+                said += line
+        finally:
+            given_up.cancel()
+        raise AssertionError(f"{where}\nfailed, or took more than {PATIENCE:g} s, after it said\n{said}")
 
     def _open(self, command: str, text: str, where: str) -> None:
         terminal = Terminal(command, self.folder, self.environment)
         self._terminals.append(terminal)
         with suppress(AssertionError):  # the next line tells more
-            until(lambda: text in terminal.said or terminal.ended, 180)
+            until(lambda: text in terminal.said or terminal.ended, PATIENCE)
         assert text in terminal.said, f"{where}\nsaid no {text!r}, but\n{terminal.said}"
 
     def _write(self, text: str) -> None:
@@ -165,6 +174,7 @@ class Terminal:
     def __init__(self, command: str, folder: Path, environment: Mapping[str, str]) -> None:
         self.said = ""
         self.ended = False
+        self._interrupted = False
         self._process = started(["bash", "-c", command], folder, environment)
         self._listener = threading.Thread(target=self._listen, daemon=True)
         self._listener.start()
@@ -175,10 +185,16 @@ class Terminal:
             self.said += line
         self.ended = True
 
+    def interrupt(self) -> None:
+        """Do what Ctrl-C does, to everything that runs in it; once, since a second one tells a service to hurry."""
+        if not self._interrupted:
+            self._interrupted = True
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGINT)
+
     def end(self) -> None:
-        """Do what Ctrl-C does, to everything that runs in it, and wait."""
-        with suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGINT)
+        """Interrupt it, and wait."""
+        self.interrupt()
         self._listener.join(120)
         end(self._process, signal.SIGKILL)
 
@@ -209,7 +225,9 @@ def end(process: subprocess.Popen[str], how: signal.Signals) -> None:
 
 def environment(folder: Path, **more: str) -> dict[str, str]:
     """Return the environment of somebody new: nothing of ours but the programs, and the .venv beside them."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("STOKER_", "OPENAI_", "AWS_"))}
+    # The last one makes every process compile everything again.
+    ours = ("STOKER_", "OPENAI_", "AWS_", "PYTHONDONTWRITEBYTECODE")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     (folder / ".venv").symlink_to(Path(sys.executable).parents[1])
     path = f"{Path(sys.executable).parent}{os.pathsep}{kept['PATH']}"
     return kept | {"PATH": path, "HOME": str(folder), "NO_COLOR": "1", "COLUMNS": "200"} | more

@@ -9,6 +9,7 @@ send to it: STOKER_WEBHOOK_ALLOW_CIDRS=127.0.0.1/32, or the network that it is i
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from flask import Flask, request
@@ -33,8 +34,10 @@ def secret() -> str:
     if not file.exists():
         with service() as client:
             endpoint = client.webhook_endpoints.create(URL, EVENTS, name="nightly")
-        file.touch(mode=0o600)
-        file.write_text(endpoint.signing_secret or "")
+        new = file.with_suffix(".new")  # whole or not there: half a secret would refuse every event
+        new.touch(mode=0o600)
+        new.write_text(endpoint.signing_secret or "")
+        new.rename(file)
     return file.read_text()
 
 
@@ -54,8 +57,9 @@ def hook() -> tuple[str, int]:
         return "not from stoker", 400
     with service() as client:
         bulk = client.get_bulk(event["data"]["id"])
-        night = bulk.metadata.get("nightly")
-        if night and not (FOLDER / f"{night}.jsonl").exists():
+        night = str(bulk.metadata.get("nightly"))
+        # A name of a file that came from elsewhere: nothing but a date, or a bulk could be written anywhere.
+        if re.fullmatch(r"\d{4}-\d\d-\d\d", night) and not (FOLDER / f"{night}.jsonl").exists():
             client.download_results(bulk.id, FOLDER / f"{night}.jsonl")
             app.logger.warning("%s: %s, %s", night, event["type"], bulk.counts)
     return "", 204

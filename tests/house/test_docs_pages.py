@@ -11,6 +11,7 @@ from urllib.parse import unquote
 import pytest
 
 from benchmarks import picture
+from stoker import cli_reference
 from tests import pages
 from webapi import api_reference
 
@@ -20,6 +21,8 @@ PAGES = [ROOT / name for name in ("README.md", "CHANGELOG.md", "examples/README.
 PAGES += sorted(DOCS.rglob("*.md"))
 ELSEWHERE = {"deploying.md", "cli.md", "cli-bulks.md", "cli-openai.md", "cli-service.md"}
 """Pages whose blocks tests of their own take: test_deploy_page, tests/journeys/test_command_examples."""
+CALL = r"(?:^(?:\w+=\S+ )*(?:until |\.venv/bin/)?|[(|] ?|-- )stoker ([a-z][^|;&)#\n]*)"
+"""A call of ours in a shell's text, whatever stands before it: variables, a pipe, `$(`, the program that runs it."""
 LONGEST = 300
 FOLLOWED = (ROOT / "tests/journeys/test_pages.py").read_text(encoding="utf-8")
 
@@ -109,6 +112,42 @@ def test_every_block_is_run_or_says_why_not(page: Path) -> None:
     assert page.stem in followed or len(reasons) == len(program)
 
 
+def test_every_command_is_one_that_there_is() -> None:
+    """Each `stoker ...` on every page, also where no test runs it, names a command, and options that this one has."""
+    known = {path: {name for param in one.params for name in param.opts} for path, one in cli_reference.commands()}
+    wrong, seen = [], 0
+    for page in PAGES:
+        shell = "".join(block.text for block in pages.blocks(page) if block.language == pages.SHELL)
+        for call in re.findall(CALL, shell.replace("\\\n", " "), flags=re.MULTILINE):
+            words = call.split()
+            options = next((known[path] for n in (2, 1) if (path := tuple(words[:n])) in known), None)
+            told = {word.partition("=")[0] for word in words if re.match(r"--?[a-z]", word)}
+            seen += 1
+            if options is None or told - options - {"--help"}:
+                wrong.append(f"{named(page)}: stoker {call}")
+    assert wrong == []
+    assert seen > 150
+
+
+def test_every_target_of_make_is_one_that_there_is() -> None:
+    """Each `make ...` in a block of a page."""
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    text = "\n".join(block.text for page in PAGES for block in pages.blocks(page))
+    named = set(re.findall(r"^make ([a-z]+)", text, flags=re.MULTILINE))
+    assert {"demo", "test", "setup", "chaos", "bench"} <= named <= targets
+
+
+def test_pages_do_not_get_in_each_others_way() -> None:
+    """No two write a bulk's results to the same file: a bulk refuses to go on with those of another one.
+
+    A newcomer follows README, tutorial and how-tos in one folder, one after the other.
+    """
+    followed = [ROOT / "README.md", DOCS / "tutorial.md", *(DOCS / "how-to").glob("*.md")]
+    outputs = [name for page in followed for name in re.findall(r"stoker bulk run .* -o (\S+)", page.read_text())]
+    assert len(outputs) > 3
+    assert sorted(outputs) == sorted(set(outputs))
+
+
 def test_the_reference_of_the_api_is_what_is_generated() -> None:
     """docs/api-reference.md tells of every call as the service's own document does; `make docs` writes it."""
     document = api_reference.document()
@@ -139,7 +178,7 @@ def test_a_page_that_lies_is_caught(tmp_path: Path) -> None:
         (page := tmp_path / "page.md").write_text("<!-- shows: good -->\n```sh\necho good\n```\n")
         assert reader.follow(page) == 1
         page.write_text("```sh\nfalse\necho good\n```\n")
-        with pytest.raises(AssertionError, match="failed, after it said"):
+        with pytest.raises(AssertionError, match="failed, or took more"):
             reader.follow(page)
     (tmp_path / "other").mkdir()
     with pages.Reader(tmp_path / "other", pages.environment(tmp_path / "other")) as reader:

@@ -24,7 +24,6 @@ from tests.tasks.inprocess import until
 pytestmark = [pytest.mark.journey, pytest.mark.timeout(600)]
 
 EXAMPLES = pages.ROOT / "examples"
-LANGCHAIN = "langchain-openai==1.7.4"
 
 
 @pytest.fixture(scope="module")
@@ -82,8 +81,29 @@ def test_a_csv_file_is_labelled(url: str, tmp_path: Path) -> None:
     assert made == given
 
 
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("name\nAlice\n", "no column text"),
+        ("text\ngood,bad\n", "more columns"),
+        ("text,label\ngood,\n", "label already"),
+    ],
+)
+def test_a_csv_file_that_cannot_be_labelled(tmp_path: Path, text: str, why: str) -> None:
+    """It is told before anything is asked, and nothing is written."""
+    (tmp_path / "rows.csv").write_text(text)
+    command = [sys.executable, EXAMPLES / "label_csv.py", tmp_path / "rows.csv", tmp_path / "out.csv"]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode == 2
+    assert why in ended.stderr
+    assert not (tmp_path / "out.csv").exists()
+
+
 def test_a_nightly_batch_arrives(url: str, tmp_path: Path) -> None:
-    """Submitted twice it is one bulk; the Flask app refuses what is not signed, and fetches all results."""
+    """Submitted twice it is one bulk; the Flask app refuses what is not signed, and fetches all results.
+
+    Of other bulks it writes nothing, wherever their metadata wants it.
+    """
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps({"prompt": f"Say {n}."}) + "\n" for n in range(20)))
     port = str(pages.free_port())
     app = ["flask", "--app", str(EXAMPLES / "nightly/app.py"), "run", "--port", port]
@@ -93,11 +113,15 @@ def test_a_nightly_batch_arrives(url: str, tmp_path: Path) -> None:
         until(lambda: "Running on" in serving.said or serving.ended)
         forged = ran(url, "curl", "-s", "-w", " %{http_code}", "-d", "{}", f"http://127.0.0.1:{port}/hook")
         assert forged == "not from stoker 400"
+        with Client(url) as client:
+            client.bulk(["one"], metadata={"nightly": "../evil"})
+            until(lambda: client.deliveries.list(state="delivered"))
         bulks = {python(url, "nightly/submit.py", tmp_path / "prompts.jsonl") for _ in range(2)}
         assert len(bulks) == 1
         until(lambda: list(tmp_path.glob("20*.jsonl")))
     finally:
         serving.end()
+    assert not list(tmp_path.parent.glob("evil*"))
     (results,) = tmp_path.glob("20*.jsonl")
     texts = [json.loads(line)["result"] for line in results.read_text().splitlines()]
     assert len(texts) == 20, serving.said
@@ -126,11 +150,9 @@ def test_the_openai_package_for_node(url: str, tmp_path: Path) -> None:
     assert ran(url, node, tmp_path / "chat.mjs", "Why?") == "echo: Why?\n"
 
 
-def test_langchain(url: str, tmp_path: Path) -> None:
-    """A chain is asked one question, several at once, and for a stream; it is installed into a folder of the test."""
-    install = [pages.ROOT / ".uv/bin/uv", "--quiet", "pip", "install", "--python", sys.executable, "--target", tmp_path]
-    ran(url, *install, LANGCHAIN)
-    said = ran(url, sys.executable, EXAMPLES / "langchain_chat.py", PYTHONPATH=str(tmp_path)).splitlines()
+def test_langchain(url: str) -> None:
+    """A chain is asked one question, several at once, and for a stream."""
+    said = python(url, "langchain_chat.py").splitlines()
     asked = ["Why is the sky blue?", "Why is snow white?", "Why is grass green?", "Why is the sea salty?"]
     assert [line[-len(question) :] for line, question in zip(said, asked, strict=True)] == asked
 
