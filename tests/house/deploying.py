@@ -11,7 +11,8 @@ from typing import Any
 
 import yaml
 
-from tests.house.test_metrics_page import counted, looked_up
+from stoker import reference
+from tests.debian import programs
 
 ROOT = Path(__file__).parents[2]
 FOREIGN = {"node_filesystem_avail_bytes", "node_filesystem_size_bytes", "node_filesystem_readonly"}
@@ -30,23 +31,29 @@ def done(*command: str | Path) -> str:
     return ran.stdout
 
 
-@cache
 def tools() -> Path:
     """Return the folder of Helm, Docker Compose, hadolint and Kubernetes' schemas."""
-    return Path(done(sys.executable, ROOT / "requirements/deploy_tools.py").splitlines()[-1])
+    ran = _fetched()
+    assert ran.returncode == 0, ran.stderr.splitlines()[-1]
+    return Path(ran.stdout.splitlines()[-1])
 
 
 @cache
+def _fetched() -> subprocess.CompletedProcess[str]:
+    """Fetch them once: where that fails, no test after the first waits for it again."""
+    return run(sys.executable, ROOT / "requirements/deploy_tools.py")
+
+
 def promtool() -> Path:
     """Return where promtool is."""
-    return Path(done("sh", ROOT / "requirements/prometheus.sh").splitlines()[-1])
+    return programs("prometheus") / "promtool"
 
 
 @cache
 def metrics() -> dict[str, set[str]]:
     """Return the labels of each metric that we have, as Prometheus names it: a histogram's three, too."""
     found: dict[str, set[str]] = {}
-    for name, kind, labels in [*counted(), *looked_up()]:
+    for name, kind, labels, _ in reference.known():
         if kind == "histogram":
             found[f"{name}_bucket"] = {*labels, "le"}
             found[f"{name}_sum"] = found[f"{name}_count"] = set(labels)

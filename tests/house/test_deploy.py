@@ -6,7 +6,9 @@ Docker Compose's own program reads the file, and hadolint the Dockerfiles. Nothi
 from __future__ import annotations
 
 import json
+import platform
 import re
+import runpy
 import shlex
 import subprocess
 from pathlib import Path
@@ -41,7 +43,7 @@ def env_file(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Return an .env for each profile, as deploy/compose-env.sh makes it."""
     folder = tmp_path_factory.mktemp("env")
     for profile in ENGINES:
-        (folder / profile).write_text(done("sh", ROOT / "deploy/compose-env.sh", profile))
+        done("sh", ROOT / "deploy/compose-env.sh", profile, folder / profile)
     return {profile: folder / profile for profile in ENGINES}
 
 
@@ -64,6 +66,13 @@ def profiles(env_file: dict[str, Path]) -> dict[str, dict[str, Any]]:
 def compose(profiles: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """Return the services of all profiles."""
     return {name: service for made in profiles.values() for name, service in made["services"].items()}
+
+
+def test_elsewhere_than_on_x86_64_it_is_said_what_cannot_be_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One line and a status, before anything is downloaded: nothing is skipped in silence."""
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
+    with pytest.raises(SystemExit, match="for Linux on x86_64 alone; what checks deploy/ cannot run on linux aarch64"):
+        runpy.run_path(str(ROOT / "requirements/deploy_tools.py"), run_name="__main__")
 
 
 def test_the_procfile_runs_what_up_runs() -> None:
@@ -146,6 +155,16 @@ def test_without_an_env_file_nothing_is_started(tmp_path: Path) -> None:
     assert ran.returncode != 0
     assert "deploy/compose-env.sh" in ran.stderr
     assert run("sh", ROOT / "deploy/compose-env.sh").returncode == 2
+
+
+def test_an_env_file_is_written_once_and_for_its_owner_alone(env_file: dict[str, Path]) -> None:
+    """A second call, for another profile, say, would lose the key that secrets are sealed with: it is refused."""
+    before = env_file["gpu"].read_text()
+    ran = run("sh", ROOT / "deploy/compose-env.sh", "cpu", env_file["gpu"])
+    assert ran.returncode == 1
+    assert "COMPOSE_PROFILES=cpu" in ran.stderr
+    assert env_file["gpu"].read_text() == before
+    assert env_file["gpu"].stat().st_mode & 0o777 == 0o600
 
 
 def test_data_survives_the_containers(profiles: dict[str, dict[str, Any]]) -> None:

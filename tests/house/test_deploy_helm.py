@@ -123,7 +123,7 @@ def invalid(thing: Object, version: str) -> str | None:
 def definitions(folder: Path) -> referencing.Registry[Any]:
     """Return what the schemas of a version refer to."""
     shared = referencing.Resource.from_contents(json.loads((folder / "_definitions.json").read_text()))
-    return referencing.Registry().with_resource("/api/_definitions.json", shared)
+    return referencing.Registry().with_resource("/api/_definitions.json", shared).crawl()
 
 
 def pods(things: list[Object]) -> Iterator[tuple[Object, Object, Object]]:
@@ -347,6 +347,13 @@ def test_migrations_run_before_anything_else() -> None:
     assert {"name": "data", "emptyDir": {}} in job["spec"]["template"]["spec"]["volumes"]
 
 
+def test_migrations_alone_go_past_pgbouncer() -> None:
+    """Their own Secret comes last, so that its URL wins; the others have the service's alone."""
+    for _, pod, container in pods(template(*MINIMAL, "--set", "migrations.secretName=direct")):
+        mine = [source["secretRef"]["name"] for source in container["envFrom"]]
+        assert mine == (["stoker", "direct"] if part(pod) == "migrations" else ["stoker"])
+
+
 def test_streams_pass_the_ingress() -> None:
     """Neither held back nor cut after a minute."""
     (ingress,) = [thing for thing in rendered(CHART / "ci/gpu-values.yaml") if thing["kind"] == "Ingress"]
@@ -398,8 +405,9 @@ def test_the_alerts_go_along() -> None:
 
 
 def test_the_notes_say_how_to_go_on() -> None:
-    """They name the command that makes the first key, and the Deployment in it is one that there is."""
+    """They name the commands that make the first key and start the web servers, with Deployments that there are."""
     told = done(tools() / "helm", "install", "mine", CHART, "--dry-run=client", *MINIMAL)
-    (deployment,) = re.findall(r"exec deploy/(\S+) -- stoker keys create", told)
-    assert deployment in {thing["metadata"]["name"] for thing in template(*MINIMAL, release="mine")}
+    (asked,) = re.findall(r"exec deploy/(\S+) -- stoker keys create", told)
+    (started,) = re.findall(r"rollout restart deploy/(\S+)", told)
+    assert {asked, started} <= {thing["metadata"]["name"] for thing in template(*MINIMAL, release="mine")}
     assert "NO ENGINES" in told

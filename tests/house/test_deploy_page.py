@@ -46,7 +46,8 @@ def test_every_block_is_a_script_that_a_shell_reads(tmp_path: Path) -> None:
         path = tmp_path / f"{number}.sh"
         path.write_text(block)
         done("bash", "-n", path)
-    named = set(re.findall(r"\bdeploy/[\w./*@-]+\b", PAGE)) - {"deploy/stoker-worker"}  # a Deployment
+    deployments = {"deploy/stoker-worker", "deploy/stoker-web"}
+    named = set(re.findall(r"\bdeploy/[\w./*@-]+\b", PAGE)) - deployments
     assert len(named) > 10
     assert [name for name in named if not list(ROOT.glob(name))] == []
 
@@ -98,7 +99,7 @@ def test_prometheus_takes_the_pages_configuration(tmp_path: Path) -> None:
 
 
 def test_the_extras_that_are_installed_exist() -> None:
-    """Of each `stoker[...]` on the page."""
+    """Of each `.[...]` on the page."""
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    named = {extra for text in re.findall(r"stoker\[([a-z,-]+)\]", PAGE) for extra in text.split(",")}
+    named = {extra for text in re.findall(r"\.\[([a-z,-]+)\]", PAGE) for extra in text.split(",")}
     assert {"local", "postgres", "vllm"} <= named <= extras.keys()

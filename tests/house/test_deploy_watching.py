@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -77,19 +76,6 @@ def test_a_broken_alert_would_be_found(tmp_path: Path) -> None:
     ran = run(promtool(), "test", "rules", tmp_path / "cases.yml")
     assert ran.returncode != 0
     assert "StokerQueueOld" in ran.stdout + ran.stderr
-
-
-def test_without_promtool_it_is_said_what_to_install(tmp_path: Path) -> None:
-    """On a machine that has neither promtool nor Debian's packages: one line, and a status."""
-    (tmp_path / "requirements").mkdir()
-    shutil.copy(ROOT / "requirements/prometheus.sh", tmp_path / "requirements")
-    (tmp_path / "bin").mkdir()
-    for program in ("sh", "dirname"):
-        (tmp_path / "bin" / program).symlink_to(str(shutil.which(program)))
-    ran = run("env", f"PATH={tmp_path / 'bin'}", "sh", tmp_path / "requirements/prometheus.sh")
-    assert (ran.returncode, ran.stdout) == (1, "")
-    (line,) = ran.stderr.splitlines()
-    assert line.startswith("promtool: not on PATH, and this is no Debian; install Prometheus (Debian: apt-get install")
 
 
 def test_the_alerts_ask_for_metrics_that_there_are(rules: list[dict[str, Any]]) -> None:

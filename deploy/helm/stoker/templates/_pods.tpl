@@ -45,6 +45,13 @@ capabilities:
 envFrom:
   - secretRef:
       name: {{ .root.Values.secretName }}
+  {{- if eq .part "migrations" }}
+  {{- with .root.Values.migrations.secretName }}
+  # The last one wins.
+  - secretRef:
+      name: {{ . }}
+  {{- end }}
+  {{- end }}
 env:
   - name: STOKER_DATA
     value: /data
