@@ -1,6 +1,7 @@
 """Attempts that came to nothing: what a job's row no longer tells, once it waits for the next one.
 
-Written where a batch is taken from running jobs, which is seldom, and in the same transaction.
+Written where a batch is taken from running jobs (after a crash, or as an upstream puts them off), in the same
+transaction.
 """
 
 from __future__ import annotations

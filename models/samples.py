@@ -80,7 +80,9 @@ def read(tx: sa.Connection, width: int, since: int) -> Iterator[Sample]:
     """Yield the samples of the stretches that begin at `since` or later, in their order."""
     columns = (table.c.at, table.c.engine, table.c.model, table.c.lane, table.c.data)
     ends = sa.select(sa.func.min(table.c.at), sa.func.max(table.c.at))
-    first, last = tx.execute(ends.where(table.c.width == width, table.c.at >= since)).one()
+    # What a clock that was ahead has left in the future would make this a long way.
+    reached = (table.c.at >= since, table.c.at <= start(width, clock(tx)))
+    first, last = tx.execute(ends.where(table.c.width == width, *reached)).one()
     # In slices: a week of a hundred engines is half a million rows.
     for begin in range(first, last + 1, A_SLICE * width) if first is not None else ():
         part = (table.c.width == width, table.c.at >= begin, table.c.at < begin + A_SLICE * width)

@@ -158,7 +158,7 @@ def _upstreams(engines: Sequence[Document]) -> Section:
 
 def _owners(rows: Sequence[Document]) -> Section:
     section = Section("OWNERS", [Column("OWNER"), Column("WAITING", right=True), Column("RUNNING", right=True)])
-    section.rows = [[(row["owner"], "bold"), (count(row["queued"]), ""), (count(row["running"]), "")] for row in rows]
+    section.rows = [[(row["owner"], "bold"), (count(row["waiting"]), ""), (count(row["running"]), "")] for row in rows]
     return section
 
 

@@ -18,7 +18,6 @@ from models.batches import ClaimedJob
 from models.db import Database
 from models.ends import Settled
 from models.engines import Incarnation
-from models.errors import DatabaseUnavailable
 from models.measures import Measures, step
 from tasks import metrics, tracing
 from tasks.engines.base import Completion, Deferred, Engine, Outcome, Rejection
@@ -155,15 +154,14 @@ class Recorder:
         self._upstreams.look(engine)
 
     def store(self, database: Database) -> None:
-        """Store what was measured since the last time, and how the upstreams are: what the overview shows."""
-        self._sampler.store(database, self._upstreams.detail())
+        """Store what was measured since the last time, and how the upstreams are: what the overview shows.
 
-    def store_last(self, database: Database) -> None:
-        """Store what is left, at the end of the process."""
+        These are statistics: whatever goes wrong, no engine ends by it.
+        """
         try:
-            self.store(database)
-        except DatabaseUnavailable as error:
-            log.warning("the last measures are lost", error=str(error))
+            self._sampler.store(database, self._upstreams.detail())
+        except Exception as error:  # noqa: BLE001  # a table that may not be written, for example
+            log.warning("what was measured is not stored", error=str(error)[:300], kind=type(error).__name__)
 
     def _attempt(self, run: Run, outcome: Outcome | None) -> Part:
         batch, job = run.flight.batch, run.job

@@ -111,7 +111,7 @@ class Worker:
             self._drainer.join()
         self._keeper.stop()
         self._tokens.stop()
-        self._recorder.store_last(self._database)
+        self._recorder.store(self._database)
         self._offer.leave("gone")
         self._engine.close()
 

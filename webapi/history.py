@@ -80,16 +80,17 @@ class History:
     def _read(self, tx: sa.Connection, clock: float, start: int) -> None:
         """Read what may have changed, and forget what no window reaches; a longer window than before is read whole."""
         if start < self._first or not self._known:
-            since = self._first = start
+            since = first = start
         else:
-            since = samples.start(self._width, self._upto - LATE)
+            since, first = samples.start(self._width, self._upto - LATE), self._first
         # Added up as it is read: many engines over a week are more than one process should hold.
         fresh: defaultdict[int, Measures] = defaultdict(Measures)
         for sample in samples.read(tx, self._width, since):
             fresh[sample.at].add(sample.measures)
         longest = max(minutes for minutes, width in WINDOWS.items() if width == self._width)
         oldest = samples.start(self._width, clock - longest * 60)
-        self._first = max(self._first, oldest)
+        # Only now: a longer window whose reading failed has not been read.
+        self._first = max(first, oldest)
         self._known = {at: found for at, found in self._known.items() if oldest <= at < since} | fresh
         self._upto = clock
 

@@ -15,6 +15,7 @@ from flask import Response, g
 from flask_openapi.blueprint import APIBlueprint
 from flask_openapi.models.tag import Tag
 
+from models.bulks import PAUSED
 from models.census import Open
 from models.db import AnyRow
 from models.loads import Running
@@ -80,7 +81,8 @@ def _queue(found: Sequence[Open]) -> list[dict[str, Any]]:
         empty = {"model": one.model, "lane": one.lane, **dict.fromkeys(_STATES, 0), "oldest_seconds": None}
         row = rows.setdefault((one.model, one.lane), empty)
         row[one.state] += one.jobs
-        if one.age is not None:
+        # What is paused waits for its owner, not for an engine.
+        if one.age is not None and one.lane != PAUSED:
             row["oldest_seconds"] = round(max(one.age, row["oldest_seconds"] or 0.0), 1)
     return [row for _, row in sorted(rows.items())]
 
@@ -91,7 +93,7 @@ def _owners(found: Sequence[Open]) -> list[dict[str, Any]]:
         counted.setdefault(one.owner, Counter())[one.state] += one.jobs
     waiting = {owner: states.total() - states["running"] for owner, states in counted.items()}
     first = sorted(counted, key=lambda owner: (-waiting[owner], owner))[:MOST_OWNERS]
-    return [{"owner": owner, "queued": waiting[owner], "running": counted[owner]["running"]} for owner in first]
+    return [{"owner": owner, "waiting": waiting[owner], "running": counted[owner]["running"]} for owner in first]
 
 
 def _engines(now: Now, lately: Lately, loads: Sequence[Running], gone_after: float) -> list[dict[str, Any]]:

@@ -20,7 +20,7 @@ class OverviewQuery(Parameters):
 
 
 class QueueRow(BaseModel):
-    """The open jobs of one model and lane, by state; `oldest_seconds` is the age of the first in line."""
+    """The open jobs of one model and lane, by state; `oldest_seconds`: the age of the first in line, if not paused."""
 
     model: str
     lane: str
@@ -32,10 +32,10 @@ class QueueRow(BaseModel):
 
 
 class OwnerRow(BaseModel):
-    """The open jobs of one owner."""
+    """The open jobs of one owner: those that wait (queued, delayed or batched), and those that run."""
 
     owner: str
-    queued: int
+    waiting: int
     running: int
 
 

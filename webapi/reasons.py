@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from models.bulks import PAUSED
 from models.cohorts import LONE_DEATHS
-from models.timeline import Line, Timeline
+from models.timeline import Timeline, Waiting
 
 
 def why(found: Timeline) -> str:
@@ -23,34 +23,36 @@ def why(found: Timeline) -> str:
 
 
 def _in_line(found: Timeline) -> str:
-    job, line = found.job, found.line
+    job, waiting = found.job, found.waiting
     if job.lane == PAUSED:
         return "Its bulk is paused: resume the bulk."
-    if line is None:
+    if waiting is None:
         return ""
-    if not line.live:
-        return _without_engine(job.model, line)
+    if not waiting.live:
+        return _without_engine(job.model, waiting)
     if job.cohort_id is not None:
         return (
             "An engine died while it ran this job. It waits to run apart, with ever fewer others, until the cause is "
             "found; that is when the engine is idle."
         )
-    slots = sum(engine.slots for engine in line.live)
-    ahead = f" {_ahead(line.ahead)}" if line.ahead else ""
-    if line.running >= slots:
-        names = ", ".join(engine.id for engine in line.live[:5])
+    slots = sum(engine.slots for engine in waiting.live)
+    ahead = f" {_ahead(waiting.ahead)}" if waiting.ahead else ""
+    if waiting.running >= slots:
+        names = ", ".join(engine.id for engine in waiting.live[:5])
         taken = f"All {slots} places for {job.model} are" if slots > 1 else f"The only place for {job.model} is"
         return f"{taken} taken (engine {names}).{ahead} Owners take turns in a lane."
-    return f"An engine has room ({line.running} of {slots} places are taken): it waits for company in a batch.{ahead}"
+    return (
+        f"An engine has room ({waiting.running} of {slots} places are taken): it waits for company in a batch.{ahead}"
+    )
 
 
 def _ahead(count: int | None) -> str:
     return f"{_jobs(count or 0)} of yours in this lane {'goes' if count == 1 else 'go'} before it."
 
 
-def _without_engine(model: str, line: Line) -> str:
-    if line.starting:
-        told = ", ".join(f"{row.id} (for {_long(row.age)})" for row in line.starting[:5])
+def _without_engine(model: str, waiting: Waiting) -> str:
+    if waiting.starting:
+        told = ", ".join(f"{row.id} (for {_long(row.age)})" for row in waiting.starting[:5])
         return f"No engine that serves {model} takes work yet. Starting: {told}."
     return f"No engine that serves {model} is up: start one, or look at why it is down with `stoker doctor`."
 

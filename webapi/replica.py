@@ -85,7 +85,8 @@ class Replica:
     def if_ended(self, read: Callable[[sa.Connection], T], ended: Callable[[T], bool]) -> tuple[Database, T] | None:
         """Return what the replica knows, and the replica, if it has ended there: then it stays as it is.
 
-        None when the primary is to be asked: whoever looks may have seen more already than the replica has.
+        None when the primary is to be asked: whoever looks may have seen more already than the replica has. Raises
+        DatabaseBusy, as `read` does.
         """
         database = self.chosen()
         if database is self.primary:
@@ -93,6 +94,8 @@ class Replica:
         try:
             with database.reading() as tx:
                 found = read(tx)
+        except DatabaseBusy:
+            raise
         except (NotFound, *_FAILS):
             return None
         return (database, found) if ended(found) else None
@@ -137,12 +140,18 @@ class Replica:
         assert self._looker is not None  # noqa: S101  # for mypy
         try:
             with at_most(LOOK_FOR):
+                began = time.monotonic()
                 with self._looker.reading() as tx:
-                    last = sweeps.last(tx)
+                    last, its_clock = sweeps.last(tx), diagnosis.clock(tx)
                 with self._clock.reading() as tx:
                     clock = diagnosis.clock(tx)
+                took = time.monotonic() - began
         except Exception as error:  # noqa: BLE001  # whatever it is must not end the thread
             self._why = type(error.__cause__ or error).__name__
+            return math.inf
+        if abs(clock - its_clock) > sweeps.LEAST_STEP + took:
+            # Ages that are told there, of engines and of those who wait, would be wrong.
+            self._why = "its clock is another"
             return math.inf
         self._why = ""
         return sweeps.lag(last, clock)

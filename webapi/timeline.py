@@ -81,7 +81,9 @@ def show(path: JobPath) -> Response:
         raise NotFound("job", path.job_id[:80])
     context = here()
     with context.database.reading() as tx:
-        found = timeline.of(tx, g.owner, path.job_id, context.settings.engine_gone_after)
+        found = timeline.of(
+            tx, g.owner, path.job_id, context.settings.engine_gone_after, context.settings.start_timeout
+        )
     return answers.respond(answers.encode(document(found)))
 
 

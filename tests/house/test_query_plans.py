@@ -216,7 +216,7 @@ def _get(tx: sa.Connection) -> None:
 def _timeline(tx: sa.Connection) -> None:
     ended = (jobs.table.c.owner == "o7", jobs.table.c.id > "job_", jobs.table.c.batch_id == RUNNING[0])
     one = tx.execute(sa.select(jobs.table.c.id).where(*ended).order_by(jobs.table.c.id).limit(1)).scalar_one()
-    timeline.of(tx, "o7", one, 15.0)
+    timeline.of(tx, "o7", one, 15.0, 900.0)
 
 
 def _position(tx: sa.Connection) -> object:

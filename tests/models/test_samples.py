@@ -64,6 +64,14 @@ def test_nothing_is_lost_while_the_database_is_away(database: Database, monkeypa
     assert sum(count for _, _, count in stored(database)) == 3
 
 
+def test_what_a_clock_that_was_ahead_has_left_is_not_read(database: Database) -> None:
+    """A stretch in the future is no window's, and the way to it is not gone in slices."""
+    with database.transaction() as tx:
+        samples.write(tx, MINE, 10, 20, {("m", "bulk"): ended(1)})
+        samples.write(tx, MINE, 10, 100_000_000_000, {("m", "bulk"): ended(1)})
+    assert stored(database) == [(20, "m", 1)]
+
+
 def test_two_incarnations_keep_apart(database: Database) -> None:
     """The next start of an engine does not write over what the last one counted."""
     for run in ("run_1", "run_2"):

@@ -50,7 +50,10 @@ def document() -> dict[str, Any]:
             {"model": MODEL, "lane": "bulk", **waiting},
             {"model": "bge", "lane": "realtime"} | dict.fromkeys(waiting, 0) | {"running": 2, "oldest_seconds": None},
         ],
-        "owners": [{"owner": "alice", "queued": 1_234_560, "running": 60}, {"owner": "bob", "queued": 7, "running": 6}],
+        "owners": [
+            {"owner": "alice", "waiting": 1_234_560, "running": 60},
+            {"owner": "bob", "waiting": 7, "running": 6},
+        ],
         "engines": [
             engine | {"name": "engine", "state": "live", "busy": 0.83, "silent_seconds": 1.0, "upstreams": []},
             engine
@@ -401,7 +404,7 @@ def test_a_service_that_goes_away_is_waited_for() -> None:
         gone = running.until(lambda text: "away since" in text and "alice" in text.partition("away since")[2])
         assert "as it was at" in gone
         with serving(port) as second:
-            second.document = document() | {"owners": [{"owner": "carol", "queued": 1, "running": 0}]}
+            second.document = document() | {"owners": [{"owner": "carol", "waiting": 1, "running": 0}]}
             running.until(lambda text: "carol" in text)
         running.until(lambda text: "away since" in text)
         running.press(b"xq")

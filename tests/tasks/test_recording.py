@@ -8,12 +8,13 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from prometheus_client import REGISTRY
 
-from models import ends, samples, traces
+from models import ends, engines, samples, traces
 from models.db import Database
 from models.engines import Incarnation
 from models.jobs import NewJob, submit
@@ -125,6 +126,20 @@ def test_what_is_measured_is_stored(database: Database, settings: Settings) -> N
         assert sum(size * count for size, count in added.sizes.items()) == 3
         (own,) = [total(sample.measures for sample in found if not sample.model)]
         assert own.open >= own.busy > 0
+
+
+def test_statistics_that_cannot_be_stored_end_no_engine(
+    database: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A table that may not be written, for example: the jobs are run all the same, and the engine leaves in order."""
+
+    def refused(*_: object) -> None:
+        raise sa.exc.ProgrammingError("INSERT INTO samples", {}, Exception("permission denied"))
+
+    monkeypatch.setattr(samples, "write", refused)
+    run(database, settings, job("one two"), ended=1)
+    with database.reading() as tx:
+        assert tx.execute(sa.select(engines.table.c.state)).scalar_one() == "gone"
 
 
 def test_a_job_that_comes_back_waits_once(database: Database, settings: Settings) -> None:

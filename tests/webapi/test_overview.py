@@ -12,8 +12,10 @@ import sqlalchemy as sa
 from flask.testing import FlaskClient
 
 from models import engines, keys, samples
+from models.bulks import PAUSED
 from models.db import Database
 from models.engines import Incarnation
+from models.errors import DatabaseUnavailable
 from models.measures import Measures
 from tests.models import given
 from tests.webapi.test_auth import bearer, expire_memory
@@ -71,8 +73,8 @@ def test_the_queue_is_told_by_model_lane_and_owner(client: FlaskClient, database
         None,
     )
     assert told["owners"] == [
-        {"owner": "bob", "queued": 3, "running": 0},
-        {"owner": "alice", "queued": 1, "running": 2},
+        {"owner": "bob", "waiting": 3, "running": 0},
+        {"owner": "alice", "waiting": 1, "running": 2},
     ]
     assert told["batches_running"] == 1
     assert [(one["id"], one["engine"], one["jobs"]) for one in told["batches"]] == [(batch.id, "engine", 2)]
@@ -168,6 +170,31 @@ def test_what_comes_later_is_added(client: FlaskClient, context: Context, databa
     context.counts.past[60].until = 0.0
     series = overview(client)["series"]
     assert sum(series["jobs"]) * series["step"] == pytest.approx(15, rel=0.01)
+
+
+@pytest.mark.usefixtures("clock")
+def test_a_longer_window_that_could_not_be_read_is_read_the_next_time(
+    client: FlaskClient, context: Context, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a shorter window knows does not stand for what is older."""
+    measured(database, given.engine(database), 5 * 86400, ended={"succeeded": 7}, sizes={7: 1})
+    assert overview(client, minutes=360)["sizes"] == []
+    with monkeypatch.context() as patch:
+
+        def away(*_: object) -> None:
+            raise DatabaseUnavailable
+
+        patch.setattr(samples, "read", away)
+        assert client.get("/v1/overview", query_string={"minutes": 10080}).status_code == 503
+    context.counts.past[10080].until = 0.0
+    assert overview(client, minutes=10080)["sizes"] == [{"jobs": 7, "batches": 1}]
+
+
+def test_what_is_paused_has_no_age(client: FlaskClient, database: Database) -> None:
+    """A bulk that its owner has paused for days is no queue that is late."""
+    given.submitted(database, lane=PAUSED)
+    (row,) = overview(client)["queue"]
+    assert (row["lane"], row["queued"], row["oldest_seconds"]) == ("paused", 1, None)
 
 
 def test_others_see_what_is_theirs(client: FlaskClient, context: Context, database: Database) -> None:

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from flask import Flask
 from flask.testing import FlaskClient
 
-from models import sweeps
+from models import diagnosis, sweeps
 from models.db import Database
 from stoker.checks_database import database as examined
 from stoker.finding import Finding
@@ -121,6 +121,24 @@ def test_a_replica_that_dies_is_not_missed(client: FlaskClient, context: Context
         replica.start()
     until(lambda: reads_the_replica(context), 60)
     assert job_id in listed(client)
+
+
+@pytest.mark.usefixtures("swept")
+def test_a_replica_with_another_clock_is_not_read(
+    client: FlaskClient, context: Context, replica: Standby, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it tells of ages, and of engines that are silent, would be wrong."""
+    job_id = submitted(client)
+    until(lambda: reads_the_replica(context) and job_id in listed(client), 60)
+    right = diagnosis.clock
+
+    def ahead(tx: sa.Connection) -> float:
+        return right(tx) + (15.0 if tx.exec_driver_sql("SELECT pg_is_in_recovery()").scalar_one() else 0.0)
+
+    monkeypatch.setattr(diagnosis, "clock", ahead)
+    until(lambda: not reads_the_replica(context), 60)
+    monkeypatch.setattr(diagnosis, "clock", right)
+    until(lambda: reads_the_replica(context), 60)
 
 
 def test_without_a_sweeper_nobody_knows_how_old_it_is(client: FlaskClient, context: Context) -> None:

@@ -116,8 +116,9 @@ def test_why_it_waits_for_an_engine(client: FlaskClient, database: Database) -> 
     assert "Starting: slow (for 0." in waiting(client, job_id)
     mine = given.engine(database)
     assert "An engine has room (0 of 256" in waiting(client, job_id)
-    given.submitted(database, owner=OWNER)
-    later = given.submitted(database, owner=OWNER)[0]
+    _, later = given.submitted(database, 2, owner=OWNER)
+    # SQLite's clock has milliseconds only: those of the same one are in no order.
+    given.change(database, jobs.table, jobs.table.c.id == later, pos=jobs.table.c.pos + 1)
     assert "2 jobs of yours in this lane go before it" in waiting(client, later)
     given.cut(database, [job_id])
     assert waiting(client, job_id) == "It is in a batch of 1 job, which waits for the next engine that has room."

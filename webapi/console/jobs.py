@@ -110,7 +110,7 @@ def _told(job_id: str) -> dict[str, Any]:
     context = here()
     with context.database.reading() as tx:
         row = views.get(tx, g.owner, jobs.checked(job_id))
-        found = timeline.of(tx, g.owner, job_id, context.settings.engine_gone_after)
+        found = timeline.of(tx, g.owner, job_id, context.settings.engine_gone_after, context.settings.start_timeout)
         tries = [(one, delivery_log.history(tx, one)) for one in found.deliveries]
     told = [{**deliveries.document(one), "tries": deliveries.tries(one, history)} for one, history in tries]
     is_open = row.state in JOB.open

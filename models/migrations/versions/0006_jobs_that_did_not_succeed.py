@@ -26,6 +26,8 @@ def upgrade() -> None:
         return
     # It may be done again: what is made beside the work that goes on can be cut off in the middle.
     with op.get_context().autocommit_block():
+        # It holds up nobody while it waits for transactions that are open, be it a dump of hours: no time is too long.
+        op.execute("SET lock_timeout = 0")
         op.execute(f"DROP INDEX CONCURRENTLY IF EXISTS {_NAME}")
         op.execute(f"CREATE INDEX CONCURRENTLY {_INDEX}")
 

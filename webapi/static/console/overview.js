@@ -149,7 +149,7 @@ function showSizes({ sizes, padding }) {
 
 function showRest({ errors, owners, deliveries_pending: pending }) {
   if (errors) table("errors", errors.map((row) => [make("code", {}, row.code), count(row.jobs)]));
-  if (owners) table("owners", owners.map((row) => [row.owner, count(row.queued), count(row.running)]));
+  if (owners) table("owners", owners.map((row) => [row.owner, count(row.waiting), count(row.running)]));
   figure("deliveries", count(pending));
 }
 
