@@ -28,7 +28,7 @@ demo: setup ## See real answers go the whole way: HTTP, database, batch, vLLM, p
 
 test: setup ## Run the whole suite; more of pytest's arguments in ARGS="-k jobs"
 	@# Root on Debian gets the browser that tests of the console need; anybody else is told what is missing, here and by those tests.
-	@sh requirements/browser.sh >/dev/null || true
+	@sh requirements/programs.sh
 	@env -u BASE_URL $(RUN) -m pytest $(ARGS)
 
 fuzz: setup ## Send what the OpenAPI document allows and forbids, so many examples a call: EXAMPLES=200 SEED=1

@@ -27,6 +27,7 @@ fi
     echo "STOKER_SECRET_KEY=$(secret | tr '+/' '-_')"
     echo "STOKER_WEBHOOK_SECRET=whsec_$(secret)"
     if [ "$1" = upstream ]; then
+        echo "# host.docker.internal is this machine: a server there has to listen on Docker's bridge, not on 127.0.0.1 alone."
         echo "STOKER_UPSTREAMS=http://host.docker.internal:8080"
         echo "# The model of requests that name none, as the servers call it."
         echo "STOKER_MODEL_NAME=default"

@@ -42,7 +42,7 @@ wanted() {
 fetch() {
     found=$(wanted) && [ -n "$found" ] && (cd "$folder" && apt-get -qq download $found >/dev/null 2>&1)
 }
-fetch || { [ "$(id -u)" = 0 ] && apt-get -qq update >/dev/null 2>&1 && fetch; } ||
+fetch || { [ "$(id -u)" = 0 ] && apt-get -qq update >/dev/null 2>&1 && rm -f "$folder"/*.deb && fetch; } ||
     stop "not on PATH, and apt-get could not download it"
 root=$folder/root
 mkdir -p "$root/bin"

@@ -53,7 +53,7 @@ def bucket() -> Iterator[Bucket]:
     """Run a server with a bucket."""
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p"]
     with (
-        servers._folder("bucket") as folder,
-        servers._running(Bucket(lambda port: [*command, str(port)], folder)) as made,
+        servers.own_folder("bucket") as folder,
+        servers.running(Bucket(lambda port: [*command, str(port)], folder)) as made,
     ):
         yield made

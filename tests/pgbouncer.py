@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import pwd
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -58,8 +56,8 @@ class PgBouncer(servers.Server):
 def pgbouncer(before: servers.Postgres, *, size: int = 20, telling: bool = True) -> Iterator[PgBouncer]:
     """Run a PgBouncer with so many sessions a database; `telling`: it tells them what it should."""
     query = f" connect_query='{pooling.connect_query(postgres_session.POOLED)}'" if telling else ""
-    account = servers._Account(*pwd.getpwnam(servers.NOBODY)[2:4]) if os.geteuid() == 0 else None
-    with servers._folder("pgbouncer") as folder:
+    account = servers.nobody()
+    with servers.own_folder("pgbouncer") as folder:
         program = _program(folder)
         (folder / "users").write_text('"stoker" ""\n')
         ini = folder / "pgbouncer.ini"
@@ -68,7 +66,7 @@ def pgbouncer(before: servers.Postgres, *, size: int = 20, telling: bool = True)
             ini.write_text(_INI.format(port=before.port, own=own, folder=folder, size=size, query=query))
             return [str(program), str(ini)]
 
-        with servers._running(PgBouncer(command, folder, account)) as server:
+        with servers.running(PgBouncer(command, folder, account)) as server:
             yield server
 
 

@@ -60,7 +60,8 @@ class RabbitMQ(servers.Server):
         deadline = time.monotonic() + 30
         while _lives(group):
             if time.monotonic() > deadline:
-                os.killpg(group, signal.SIGKILL)
+                with suppress(ProcessLookupError):
+                    os.killpg(group, signal.SIGKILL)
             time.sleep(0.02)
 
 
@@ -76,7 +77,7 @@ def _lives(group: int) -> bool:
 def rabbitmq(address: str = "127.0.0.1") -> Iterator[RabbitMQ]:
     """Run a RabbitMQ. Raises ServerError when there is none and none can be fetched."""
     found = programs("rabbitmq")
-    with servers._folder("rabbitmq") as folder:
+    with servers.own_folder("rabbitmq") as folder:
         (folder / "plugins").write_text("[].\n")
         environment = {
             "HOME": str(folder),
@@ -94,5 +95,5 @@ def rabbitmq(address: str = "127.0.0.1") -> Iterator[RabbitMQ]:
         }
         server = RabbitMQ(lambda _: ["sh", "-c", _RUN], folder, environment=environment)
         server.address = address
-        with servers._running(server):
+        with servers.running(server):
             yield server

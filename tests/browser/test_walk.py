@@ -173,6 +173,7 @@ def test_queued_job_is_followed(window: Window) -> None:
     page.get_by_label("Prompt").fill("[[slow:2]] queued")
     page.get_by_role("button", name="Queue it").click()
     page.locator("#job a").click()
+    page.wait_for_url("**/dashboard/jobs/*")
     page.evaluate("() => { window.same = true; }")
     expect(page.locator("#now .state").first).to_have_text("succeeded")
     expect(page.locator("#words")).to_contain_text("queued")

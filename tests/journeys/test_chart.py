@@ -172,7 +172,8 @@ def service(
 
 def installed(cluster: dict[str, Pod]) -> str:
     """Start the pods in the order that Kubernetes does; return the key without which the web server does not start."""
-    assert cluster.pop("migrations").start().wait(120) == 0
+    assert cluster["migrations"].start().wait(120) == 0
+    del cluster["migrations"]
     web = cluster["web"]
     assert web.start().wait(120) != 0
     assert b"stoker keys create" in (web.folder / "log").read_bytes()
@@ -206,13 +207,13 @@ def prometheus(cluster: dict[str, Pod]) -> Iterator[Prometheus]:
         pod.environment.get("STOKER_PORT") or pod.environment.get("STOKER_METRICS_PORT") for pod in cluster.values()
     ]
     targets = [f"127.0.0.1:{port}" for port in ports if port]
-    with servers._folder("prometheus") as folder:
+    with servers.own_folder("prometheus") as folder:
         scraped = {"job_name": "stoker", "static_configs": [{"targets": targets, "labels": {"namespace": "default"}}]}
-        every = {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"}
+        every = {"scrape_interval": "2s", "scrape_timeout": "2s", "evaluation_interval": "2s"}
         config = {"global": every, "rule_files": [str(ALERTS)], "scrape_configs": [scraped]}
         (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
         told = [str(found), f"--config.file={folder}/prometheus.yml", f"--storage.tsdb.path={folder}/data"]
-        with servers._running(
+        with servers.running(
             Prometheus(lambda port: [*told, f"--web.listen-address=127.0.0.1:{port}"], folder)
         ) as server:
             yield server

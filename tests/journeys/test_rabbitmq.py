@@ -189,7 +189,7 @@ def test_a_certificate_of_another_host_is_refused(
                         greeted.append(secured.recv(8))
 
         context = authority.serving(name)
-        thread = threading.Thread(target=greet)
+        thread = threading.Thread(target=greet, daemon=True)
         thread.start()
         (found,) = rabbitmq(load(broker_url=f"amqps://guest@127.0.0.1:{server.getsockname()[1]}//"))
         server.shutdown(socket.SHUT_RDWR)

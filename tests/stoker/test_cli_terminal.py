@@ -199,15 +199,17 @@ def test_ctrl_c_while_waiting_says_what_goes_on(words: tuple[str, ...]) -> None:
             pass
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
         thread.start()
         command = [*STOKER, *words, "--url", f"http://127.0.0.1:{server.server_port}"]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
-            assert waits.wait(60)
-            running.send_signal(signal.SIGINT)
-            printed, told = running.communicate()
-        ended.set()
-        server.shutdown()
-        thread.join()
+        try:
+            with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+                assert waits.wait(60)
+                running.send_signal(signal.SIGINT)
+                printed, told = running.communicate()
+        finally:
+            ended.set()
+            server.shutdown()
+            thread.join()
     assert (running.returncode, printed) == (130, "")
     assert told.splitlines()[-1] == "stoker: interrupted; job_1 goes on: `stoker follow job_1`"

@@ -16,7 +16,7 @@ import termios
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -414,13 +414,12 @@ def test_a_service_that_goes_away_is_waited_for() -> None:
 @contextmanager
 def terminal_of_a_service() -> Iterator[tuple[Terminal, int]]:
     """Run `stoker top`, which has seen a service that is gone since."""
-    with serving() as first:
-        running = Terminal("--url", first.url)
+    with serving() as first, ExitStack() as held:
+        running = held.enter_context(terminal("--url", first.url))
         running.until(lambda text: "alice" in text)
-    try:
+        kept = held.pop_all()
+    with kept:
         yield running, first.port
-    finally:
-        running.close()
 
 
 def test_a_service_that_was_never_there_is_waited_for_too() -> None:
