@@ -152,13 +152,14 @@ def page(
     kind: str | None = None,
     state: str | None = None,
     tags: Mapping[str, str] | None = None,
+    begins: Iterable[str] = (),
     after: str | None = None,
     limit: int = 20,
 ) -> tuple[Sequence[AnyRow], bool]:
     """Return up to `limit` bulks from behind the id `after`, newest first, and whether more follow.
 
     The ids of bulks and of batches are both ordered by time, but not with each other: without `kind`, `after` compares
-    their digits.
+    their digits. `begins`: how their ids begin, one of these: `bulk_` or `batch_` and hex digits; none mean all.
     """
     chosen = sa.select(table).where(table.c.owner == owner, table.c.deleted_at.is_(None))
     digits = sa.func.substr(table.c.id, sa.func.length(table.c.kind) + 2)
@@ -167,6 +168,8 @@ def page(
         chosen = chosen.where(table.c.kind == kind)
     if state is not None:
         chosen = chosen.where(table.c.state == state)
+    if ranges := [sa.and_(table.c.id >= begin, table.c.id < f"{begin}g") for begin in begins]:
+        chosen = chosen.where(sa.or_(*ranges))  # `g` is behind every hex digit
     if after is not None:
         chosen = chosen.where(order < (after if kind else after.rpartition("_")[2]))
     chosen = chosen.where(*tagged(tx, table.c.metadata, tags or {}))

@@ -322,6 +322,7 @@ BY_INDEX: dict[str, tuple[Work, set[str]]] = {
     "delete a bulk": (lambda tx: bulk_lines.delete_slice(tx, BULK, 200), {"jobs_bulk", "results_bulk"}),
     "running lines": (lambda tx: bulk_lines.running(tx, BULK), {"jobs_batch"}),
     "list bulks": (lambda tx: bulks.page(tx, "o7", kind="bulk"), {"bulks_owner"}),
+    "find bulks": (lambda tx: bulks.page(tx, "o7", begins=["bulk_01", "batch_01"]), {"bulks_owner"}),
     "list a bulk's jobs": (
         lambda tx: views.page(tx, "o7", views.Filters(bulk_id=BULK), after=None, limit=20),
         set(),

@@ -65,6 +65,36 @@ def test_the_list_has_bulks_and_batches(service: Service, monkeypatch: pytest.Mo
         assert service.client.get(f"/dashboard/bulks?{query}").status_code == 422
 
 
+def test_a_bulk_is_searched_for(service: Service, database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its id, which leads to it, by how one begins, of either kind, and by a pair of the metadata; page by page."""
+    team, other = (service.begin(prompts(1), **{"metadata.team": name}) for name in ("a b", "c"))
+    batch = service.batch(service.upload(requests(1)), metadata={"team": "a b"}).json["id"]
+    for sought in (f" {team.upper()} ", batch):
+        answer = service.client.get("/dashboard/bulks", query_string={"q": sought})
+        assert (answer.status_code, answer.headers["Location"]) == (303, f"/dashboard/bulks/{sought.strip().lower()}")
+    for sought, found in (
+        (team[:-1], [team]),
+        (batch.removeprefix("batch_")[:-1], [batch]),
+        ("bulk_0", [other, team]),
+        ("batch_0", [batch]),
+        ("0", [batch, other, team]),
+        ("ff", []),
+    ):
+        assert listed(service, q=sought) == found
+    assert listed(service, tag="team=a b") == [batch, team]
+    assert listed(service, tag="team = a b", kind="bulk", q="bulk_0") == [team]
+    for asked in ({"q": "job_0"}, {"q": "%"}, {"q": "bulk_g"}, {"tag": "team"}, {"tag": "=x"}, {"tag": 'a"=x'}):
+        assert service.client.get("/dashboard/bulks", query_string=asked).status_code == 422
+    monkeypatch.setattr(console_bulks, "A_PAGE", 1)
+    text = service.client.get("/dashboard/bulks", query_string={"q": "0", "tag": "team=a b"}).text
+    assert ('value="0"' in text, 'value="team=a b"' in text) == (True, True)
+    (older,) = re.findall(r'<a href="([^"]+)" rel="next">', text)
+    part = service.client.get(older.replace("&amp;", "&"), headers=PART).text
+    assert (f'<a href="/dashboard/bulks/{team}">' in part, 'rel="next"' in part) == (True, False)
+    expire_memory(service.context)
+    assert team not in Browser(service.client, database, "bob").get("/dashboard/bulks?q=0")
+
+
 def test_the_page_of_a_bulk(service: Service) -> None:
     """How far it is, live until it has ended; then its results, and no buttons that come to nothing."""
     bulk_id = service.begin(prompts(9) + b"nonsense\n", **{"metadata.run": "seven"})

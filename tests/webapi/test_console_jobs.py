@@ -233,11 +233,12 @@ def test_cancel_and_again(client: FlaskClient, database: Database) -> None:
     assert asked[0] == asked[1]
     copy = client.get(f"/v1/jobs/{made}").json
     assert (copy["lane"], copy["metadata"]) == ("realtime", {"a": "1"})
-    assert client.post(f"/dashboard/jobs/{made}/again", data=form).status_code == 422
+    other = client.post(f"/dashboard/jobs/{made}/again", data=form)
+    assert (other.status_code, other.headers["Location"] == path) == (303, False)  # the form of another job is another
     assert client.post(f"/dashboard/jobs/{made}/again").status_code == 422
     again = client.post(f"/dashboard/jobs/{made}/again", data={"once": once_of(page(client, made))})
     assert again.status_code == 303
-    assert len(given.rows(database, jobs.table)) == 3
+    assert len(given.rows(database, jobs.table)) == 4
 
 
 def test_run_again_tells_and_expires_as_the_first_did(service: Service, database: Database) -> None:

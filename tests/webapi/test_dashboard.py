@@ -239,6 +239,34 @@ def test_a_login_ends(browser: FlaskClient, key: NewKey, context: Context, monke
     assert browser.get("/v1/jobs").status_code == 401
 
 
+def test_a_form_that_comes_behind_the_end_of_its_login(
+    browser: FlaskClient, key: NewKey, context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It changes nothing; the browser shows the form to log in, which leads back to the page: to one of ours, only."""
+    log_in(browser, key.secret)
+    monkeypatch.setattr(context.sessions, "_lasts", -1)
+    home = "http://localhost"
+    for path, referrer, to in (
+        ("/dashboard/webhooks", f"{home}/dashboard/webhooks?told=saved", "/dashboard/webhooks?told=saved"),
+        ("/dashboard/webhooks", f"{home}/dashboard/webhooks/deliveries/redeliver/x", "/dashboard"),
+        ("/dashboard/keys", f"{home}/dashboard/keys/key_1/revoke", "/dashboard"),
+        ("/dashboard/keys", f"{home}/v1/jobs", "/dashboard"),
+        ("/dashboard/keys", "http://elsewhere.invalid/dashboard/keys", "/dashboard"),
+        ("/dashboard/keys", "http://[", "/dashboard"),
+        ("/dashboard/keys", "", "/dashboard"),
+    ):
+        answer = browser.post(path, data={"csrf": "x"}, headers={"Referer": referrer} if referrer else {})
+        assert (answer.status_code, "HX-Redirect" in answer.headers) == (401, False)
+        assert "Your login has ended" in answer.text
+        assert f'name="to" value="{to}"' in answer.text
+    part = browser.post("/dashboard/webhooks/x/test", headers={"HX-Request": "true"})
+    assert (part.status_code, part.headers["HX-Redirect"], part.text) == (401, "/dashboard", "")
+    monkeypatch.undo()
+    token = token_of(answer)
+    form = {"key": key.secret, "csrf": token, "to": "/dashboard/webhooks?told=saved"}
+    assert browser.post("/dashboard/login", data=form).headers["Location"] == "/dashboard/webhooks?told=saved"
+
+
 @pytest.mark.parametrize("text", ["", "x", "x.y.z", "a" * 4000, "\x00", "WyJrZXlfMSIsInQiXQ.aaaa.bbbb", "W10.Zw.x"])
 def test_a_made_up_cookie_is_nobody(browser: FlaskClient, text: str) -> None:
     """It is no login, and no error either."""

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar, get_args
-from urllib.parse import urlencode
+from typing import Any, get_args
 
 import msgspec
 import sqlalchemy as sa
 from flask import Response, g, request
-from pydantic import ValidationError
 from werkzeug.wrappers import Response as Answer
 
 from models import bulk_results, bulk_views, views
@@ -18,11 +15,12 @@ from models import bulks as stored
 from models.bulk_views import Seen
 from models.db import AnyRow
 from models.states import BULK
-from webapi import bulk_answers, bulks, json_body, keyed
+from webapi import bulk_answers, bulks, json_body, paging
 from webapi.bulk_schemas import BulkQuery, BulkState, ResultsQuery
-from webapi.console import bars, door
+from webapi.console import bars, door, fields, searches
+from webapi.console.fields import Fields
 from webapi.context import here, writing
-from webapi.errors import BulkUnknown, found_by, from_pydantic, invalid
+from webapi.errors import BulkUnknown, invalid
 
 pages = door.pages("bulks")
 
@@ -30,8 +28,6 @@ PATH = "/dashboard/bulks"
 A_PAGE, FAILED_LINES = 25, 100
 STATES, KINDS = get_args(BulkState), ("bulk", "batch")
 STEERABLE = frozenset({"validating", "running"})
-
-Query = TypeVar("Query", BulkQuery, ResultsQuery)
 
 _STEPS: Mapping[str, Callable[[sa.Connection, str], AnyRow]] = {
     "pause": lambda tx, bulk_id: stored.steer(tx, g.owner, bulk_id, paused=True),
@@ -41,41 +37,32 @@ _STEPS: Mapping[str, Callable[[sa.Connection, str], AnyRow]] = {
 
 
 @pages.get("/bulks")
-def index() -> Response:
-    """List bulks and batches, newest first."""
+def index() -> Answer:
+    """List bulks and batches, newest first; whoever looks for an id is led to what has it."""
     door.need("read")
-    asked = {name: text for name in ("state", "kind") if (text := request.args.get(name, "").strip())}
-    query = _checked(BulkQuery, {**asked, "after": request.args.get("after") or None})
+    search = searches.of_request(PATH, "state", "kind")
+    if (found := search.led_to()) is not None:
+        return found
+    query = fields.checked(BulkQuery, search.query("state", "kind"))
     if query.after is not None:
         bulks.check_id(query.after, lambda: invalid("after", "must be the id of a bulk (the last of the page before)"))
-    page = {"kind": query.kind, "state": query.state, "after": query.after, "limit": A_PAGE}
+    page: dict[str, Any] = {"kind": query.kind, "state": query.state, "after": query.after, "limit": A_PAGE}
+    page |= {"tags": paging.tags_of(query), "begins": search.begins(*KINDS)}
     seen, more = here().lists.read(lambda tx: bulk_views.page(tx, g.owner, **page))
-    this = asked | ({"after": query.after} if query.after else {})
     shown: dict[str, Any] = {
         "bulks": [_shown(one) for one in seen],
-        "asked": asked,
+        "asked": search.asked,
         "live": any(one.row.state in BULK.open for one in seen),
-        "this": _address(this),
-        "newest": _address(asked),
-        "older": _address(asked | {"after": seen[-1].row.id}) if more else None,
+        "this": search.address(after=query.after),
+        "newest": search.address(),
+        "older": search.address(after=seen[-1].row.id) if more else None,
         "behind": query.after,
     }
     if door.wants_fragment():
         answer = door.fragment("bulks_list.html", **shown)
-        answer.headers["HX-Replace-Url"] = _address(this)
+        answer.headers["HX-Replace-Url"] = search.address(after=query.after)
         return answer
     return door.render("bulks.html", "bulks", states=STATES, kinds=KINDS, **shown)
-
-
-def _checked(kind: type[Query], given: Mapping[str, Any]) -> Query:
-    try:
-        return kind.model_validate(given)
-    except ValidationError as error:
-        raise from_pydantic(found_by(error)) from None
-
-
-def _address(asked: Mapping[str, str]) -> str:
-    return f"{PATH}?{urlencode(asked)}" if asked else PATH
 
 
 def _shown(seen: Seen) -> dict[str, Any]:
@@ -100,7 +87,7 @@ def show(bulk_id: str) -> Response:
         "bulk": bulk,
         "steerable": bulk["state"] in STEERABLE,
         "output": row.output_file_id,
-        "once": secrets.token_hex(16),
+        "once": fields.new_token(),
         "waits": _waits(bulk),
     }
     if door.wants_fragment():
@@ -125,7 +112,7 @@ def errors(bulk_id: str) -> Response:
     """List the lines of a bulk that did not succeed, in the order in which they ended."""
     door.need("read")
     bulks.check_id(bulk_id)
-    query = _checked(ResultsQuery, {"after": request.args.get("after") or 0})
+    query = fields.checked(ResultsQuery, {"after": request.args.get("after") or 0})
     with here().database.reading() as tx:
         row = stored.get(tx, g.owner, bulk_id)
         # One more than is shown tells whether more follow; of long ones fewer are read.
@@ -160,11 +147,12 @@ def change(bulk_id: str, step: str) -> Answer:
 @pages.post("/bulks/<bulk_id>/retry")
 def retry(bulk_id: str) -> Answer:
     """Run the lines that did not succeed again, as a new bulk; the same form sent twice makes one."""
-    door.need("read")
-    door.need("submit")
+    door.need("read", "submit")
     bulks.check_id(bulk_id)
-    key = f"console-{keyed.checked(request.form.get('once', ''), 'once')}"
-    answer, _ = bulks.again(bulk_id, key, json_body.parse(b"{}"))
+    form = Fields(request.form)
+    form.require(fields.ONCE)
+    once = form.once(f"retry {bulk_id}")
+    answer, _ = bulks.again(bulk_id, once.key, json_body.parse(b"{}"))
     made = msgspec.json.decode(answer)["id"]
     here().doorbell.ring_bulk(made)
     return door.lead_to(f"{PATH}/{made}")

@@ -78,7 +78,7 @@ def show(delivery_id: str) -> Response:
 @pages.post("/webhooks/deliveries/<delivery_id>/redeliver")
 def redeliver(delivery_id: str) -> Response:
     """Send a delivery that has ended once more."""
-    _need_both()
+    door.need("submit", "read")
     row = deliveries.send_again(delivery_id)
     return make_response(redirect(f"{PATH}/{row.id}?told=again", HTTPStatus.SEE_OTHER))
 
@@ -86,7 +86,7 @@ def redeliver(delivery_id: str) -> Response:
 @pages.post("/webhooks/deliveries/redeliver")
 def redeliver_many() -> Response:
     """Send once more what has ended of the deliveries that the form asks for, and say how many."""
-    _need_both()
+    door.need("submit", "read")
     given = Fields(request.form)
     filters = _filters(given)
     if filters.state not in ENDED:
@@ -98,11 +98,6 @@ def redeliver_many() -> Response:
     rest = request.form.copy()
     rest.poplist("after")
     return _list(Fields(rest), sent=sent)
-
-
-def _need_both() -> None:
-    door.need("submit")
-    door.need("read")
 
 
 def _filters(given: Fields) -> Filters:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from http import HTTPStatus
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
-from flask import Blueprint, Response, g, make_response, redirect, render_template, request
+from flask import Blueprint, Response, current_app, g, make_response, redirect, render_template, request
 from werkzeug.wrappers import Response as Answer
 
 from webapi import access, headers, json_body, rates
@@ -21,6 +21,7 @@ FORM_WITHIN = 30.0
 """Bytes and seconds that a form may have."""
 
 HOME = "/dashboard"
+_ENDED = "Your login has ended, and nothing was changed. Log in to go back to the page, and send the form again."
 PAGES = (
     ("overview", "Overview", HOME),
     ("jobs", "Jobs", "/dashboard/jobs"),
@@ -83,10 +84,10 @@ def wants_fragment() -> bool:
     return "HX-Request" in request.headers
 
 
-def need(scope: str) -> None:
-    """Raise Problem 403 unless the caller may do that."""
-    if not g.caller.may(scope):
-        raise access.missing([scope])
+def need(*scopes: str) -> None:
+    """Raise Problem 403 unless the caller may do all of that."""
+    if missing := [scope for scope in scopes if not g.caller.may(scope)]:
+        raise access.missing(missing)
 
 
 def _enter() -> Answer | None:
@@ -107,14 +108,30 @@ def _stranger() -> Caller | None:
 
 
 def _to_the_door() -> Answer:
-    if wants_fragment() or request.method not in SAFE:
+    if wants_fragment():
         # In the place of a part of the page the login form would be no use.
         return Response("", HTTPStatus.UNAUTHORIZED, {"HX-Redirect": HOME})
+    if request.method not in SAFE:
+        return login_form(_ENDED, HTTPStatus.UNAUTHORIZED, _page_of_form())
     if request.headers.get("Sec-Fetch-Site") == "cross-site":
         # With a link of another site, in an alert say, a browser sends no cookie of ours; when we ask again it does.
         return Response("", HTTPStatus.OK, {"Refresh": "0"})
     query = request.query_string.decode("latin-1")
     return login_form(to=quote(request.path) + (f"?{query}" if query else ""))
+
+
+def _page_of_form() -> str:
+    """Return the page of ours that a form was on, as the browser tells; the overview where it tells none."""
+    try:
+        told = urlsplit(request.referrer or "")
+    except ValueError:
+        return HOME
+    ours = told.netloc.lower() == request.host.lower() and told.path.startswith(f"{HOME}/")
+    pages_of = current_app.create_url_adapter(request)
+    # The page that answered a form may have an address that only takes forms.
+    if not ours or pages_of is None or not pages_of.test(told.path, "GET"):
+        return HOME
+    return told.path + (f"?{told.query}" if told.query else "")
 
 
 def _check_change(session: Session | None) -> None:

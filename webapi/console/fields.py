@@ -5,14 +5,18 @@ from __future__ import annotations
 import hashlib
 import re
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
+from typing import Any, TypeVar
 
+from pydantic import BaseModel, ValidationError
 from werkzeug.datastructures import MultiDict
 
-from webapi.errors import FieldError, Problem, invalid
+from webapi.errors import FieldError, Problem, found_by, from_pydantic, invalid
 from webapi.keyed import KEYLESS, Once
 from webapi.sessions import CSRF_FIELD
+
+T = TypeVar("T", bound=BaseModel)
 
 ONCE = "once"
 """The field by which a form that is sent twice, by a double click say, has its effect once."""
@@ -71,6 +75,14 @@ class Fields:
 def new_token() -> str:
     """Return what tells one form that is shown from all others."""
     return secrets.token_urlsafe(16)
+
+
+def checked(kind: type[T], given: Mapping[str, Any]) -> T:
+    """Return what was given as what the API takes. Raises Problem 422."""
+    try:
+        return kind.model_validate(given)
+    except ValidationError as error:
+        raise from_pydantic(found_by(error)) from None
 
 
 def wrong_with(found: Iterable[tuple[str, str]]) -> Problem:

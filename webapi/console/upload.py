@@ -7,7 +7,7 @@ from typing import get_args
 from flask import Response
 
 from models import engines
-from stoker.settings import Lane
+from stoker.settings import LANES
 from webapi import bulk_submission
 from webapi.bulk_schemas import Format
 from webapi.caller import fitting
@@ -29,7 +29,7 @@ def show() -> Response:
         "upload.html",
         "upload",
         models=models,
-        lanes=get_args(Lane),
+        lanes=LANES,
         lane=bulk_submission.LANE,
         endpoints=get_args(Endpoint),
         formats=get_args(Format),

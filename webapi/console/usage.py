@@ -10,14 +10,13 @@ from datetime import UTC, datetime
 from typing import Any
 
 from flask import Response, g, request
-from pydantic import ValidationError
 
 from models import usage
 from models.room import Most
-from webapi.console import door
+from webapi.console import door, fields
 from webapi.console.fields import Fields
 from webapi.context import here
-from webapi.errors import Problem, found_by, from_pydantic
+from webapi.errors import Problem
 from webapi.usage import EVERYBODY, UsageQuery, document
 
 pages = door.pages("usage")
@@ -78,10 +77,7 @@ def _asked() -> dict[str, str]:
 
 
 def _query(asked: dict[str, str]) -> UsageQuery:
-    try:
-        return UsageQuery.model_validate(asked)
-    except ValidationError as error:
-        raise from_pydantic(found_by(error)) from None
+    return fields.checked(UsageQuery, asked)
 
 
 def _found(asked: dict[str, str]) -> tuple[dict[str, Any], Problem | None]:

@@ -8,7 +8,7 @@ from http import HTTPStatus
 from typing import Any, TypeVar
 
 from flask import Response, g, make_response, redirect, request
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from models import endpoints, event_types
 from models.db import AnyRow, is_id
@@ -17,7 +17,7 @@ from webapi import endpoint_tests, webhook_endpoints
 from webapi.console import door, fields
 from webapi.console.fields import Fields
 from webapi.context import here, writing
-from webapi.errors import Problem, WebhookUnknown, found_by, from_pydantic
+from webapi.errors import Problem, WebhookUnknown
 from webapi.webhook_endpoints import PREFIX
 from webapi.webhook_schemas import LEAST_WAIT, MOST_WAIT, EndpointChange, EndpointRequest
 
@@ -26,6 +26,8 @@ T = TypeVar("T", bound=BaseModel)
 pages = door.pages("webhooks")
 
 PATH = f"{door.HOME}/webhooks"
+BOTH = ("submit", "read")
+"""No change by who may not read: an endpoint shows its owner's events to whoever made it."""
 _GROUPS = (
     ("Jobs", event_types.JOBS),
     ("Bulks", event_types.BULKS),
@@ -66,7 +68,7 @@ def _list(problem: Problem | None = None) -> Response:
 @pages.post("/webhooks")
 def create() -> Response:
     """Make an endpoint, and show its secret."""
-    _need_both()
+    door.need(*BOTH)
     form = Fields(request.form)
     try:
         form.require("name", "url")
@@ -104,7 +106,7 @@ def _one(row: AnyRow, problem: Problem | None = None, **more: Any) -> Response:
 @pages.post("/webhooks/<endpoint_id>")
 def change(endpoint_id: str) -> Response:
     """Change an endpoint."""
-    _need_both()
+    door.need(*BOTH)
     row, form = _find(endpoint_id), Fields(request.form)
     try:
         form.require("name", "url")
@@ -117,7 +119,7 @@ def change(endpoint_id: str) -> Response:
 @pages.post("/webhooks/<endpoint_id>/<any(enable, disable):what>")
 def switch(endpoint_id: str, what: str) -> Response:
     """Let an endpoint be told of events, or not."""
-    _need_both()
+    door.need(*BOTH)
     row = _find(endpoint_id)
     webhook_endpoints.change(row.id, EndpointChange(enabled=what == "enable"))
     return _back(f"{row.id}?told={what}d")
@@ -126,7 +128,7 @@ def switch(endpoint_id: str, what: str) -> Response:
 @pages.post("/webhooks/<endpoint_id>/secret")
 def rotate(endpoint_id: str) -> Response:
     """Give an endpoint another secret, and show it."""
-    _need_both()
+    door.need(*BOTH)
     row, form = _find(endpoint_id), Fields(request.form)
     keep_old = form.text("old") == "keep"
     made = webhook_endpoints.renew_secret(row.id, keep_old=keep_old, once=form.once(f"secret {row.id}"))
@@ -136,7 +138,7 @@ def rotate(endpoint_id: str) -> Response:
 @pages.post("/webhooks/<endpoint_id>/test")
 def test(endpoint_id: str) -> Response:
     """Send a sample event, and show what the receiver answered."""
-    _need_both()
+    door.need(*BOTH)
     row, event = _find(endpoint_id), Fields(request.form).text("event_type")
     fine, words = _tested(row, event)
     told: dict[str, Any] = {"tested": words, "test_failed": not fine, "test_event": event}
@@ -158,17 +160,11 @@ def _tested(row: AnyRow, event: str) -> tuple[bool, str]:
 @pages.post("/webhooks/<endpoint_id>/delete")
 def delete(endpoint_id: str) -> Response:
     """Delete an endpoint."""
-    _need_both()
+    door.need(*BOTH)
     row = _find(endpoint_id)
     with writing(WebhookUnknown) as tx:
         endpoints.delete(tx, g.owner, row.id)
     return _back("?told=deleted")
-
-
-def _need_both() -> None:
-    """Refuse a change by who may not read: an endpoint shows its owner's events to whoever made it."""
-    door.need("submit")
-    door.need("read")
 
 
 def _find(endpoint_id: str) -> AnyRow:
@@ -189,10 +185,7 @@ def _asked(form: Fields, kind: type[T]) -> T:
         "include_result": form.text("include_result") == "yes",
         "coalesce": form.number("coalesce"),
     }
-    try:
-        return kind.model_validate(asked)
-    except ValidationError as error:
-        raise from_pydantic(found_by(error)) from None
+    return fields.checked(kind, asked)
 
 
 def _problem(error: Problem | TooManyEndpoints) -> Problem:
