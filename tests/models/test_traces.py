@@ -66,7 +66,7 @@ def test_who_asks_without_the_packages_is_told() -> None:
     code = "import sys; sys.modules['opentelemetry.sdk.trace'] = None; from models import traces; "
     said = ran(f"{code}print(traces.tracer('web'))", OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:1")
     assert said.stdout == "None\n"
-    assert "pip install 'stoker[otel]'" in said.stderr
+    assert "pip install '.[otel]'" in said.stderr
 
 
 def test_settings_that_opentelemetry_refuses_cost_the_traces_only() -> None:

@@ -69,5 +69,5 @@ def test_without_any_redis_it_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -
     """No bundled and no installed Redis: the message names the three ways out."""
     monkeypatch.setattr(broker.importlib.util, "find_spec", lambda _name: None)
     monkeypatch.setenv("PATH", "")
-    with pytest.raises(BrokerError, match=r"stoker\[local\].*redis-server.*--redis-url"):
+    with pytest.raises(BrokerError, match=r"'\.\[local\]'.*redis-server.*--redis-url"):
         broker.program()

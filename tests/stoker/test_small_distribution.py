@@ -185,4 +185,4 @@ def test_what_needs_the_service_says_so(installed: Path, command: tuple[str, ...
     ran = stoker(installed, *command)
     assert ran.returncode == 2
     assert ran.stderr.count("\n") == 1
-    assert "pip install stoker" in ran.stderr
+    assert "pip install ." in ran.stderr
