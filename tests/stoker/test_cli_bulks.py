@@ -19,6 +19,7 @@ from typer.testing import CliRunner, Result
 from stoker import bulk_run, cli_http
 from stoker.cli import app
 from tests.stoker.bulk_service import BulkService, bulk_service
+from tests.terminals import drawn_on
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -421,12 +422,7 @@ def test_progress_is_drawn_on_a_terminal(service: BulkService, prompts: Path, tm
     environment = os.environ | {"TERM": "xterm", "COLUMNS": "120"}
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=follower, env=environment) as process:
         os.close(follower)
-        drawn = b""
-        while True:
-            try:
-                drawn += os.read(leader, 4096)
-            except OSError:
-                break
+        drawn = drawn_on(leader)
     os.close(leader)
     assert process.returncode == 3
     assert b"upload" in drawn

@@ -19,6 +19,7 @@ from typer.testing import CliRunner, Result
 from stoker import cli_reference, console
 from stoker.cli import app
 from tests.stoker.hostile_service import EVIL, MARK, hostile_service
+from tests.terminals import drawn_on
 
 STOKER = [sys.executable, "-m", "stoker.cli"]
 
@@ -66,12 +67,7 @@ for words in json.loads(sys.argv[1]):
         command = [sys.executable, "-c", script, json.dumps(asked)]
         with subprocess.Popen(command, stdin=follower, stdout=follower, stderr=follower, env=environment) as running:
             os.close(follower)
-            drawn = b""
-            while True:
-                try:
-                    drawn += os.read(leader, 65536)
-                except OSError:
-                    break
+            drawn = drawn_on(leader)
         os.close(leader)
     assert running.returncode == 0, drawn.decode()
     told = drawn.decode().split("\n<<< ")[1:]
